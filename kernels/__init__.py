@@ -1,0 +1,1 @@
+"""Bottom floor: a small set of operations, each with a definition, a cost and fast backends."""
