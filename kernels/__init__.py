@@ -1,1 +1,33 @@
-"""Bottom floor: a small set of operations, each with a definition, a cost and fast backends."""
+"""Bottom floor: a small set of operations, each with a definition, a cost and fast backends.
+
+`use("reference")` runs the definitions, `explain()` says which backend serves each operation, and why.
+"""
+
+from omnitrunk.kernels.adamw import adamw_
+from omnitrunk.kernels.attention import attention
+from omnitrunk.kernels.cost import Cost
+from omnitrunk.kernels.dispatch import explain, use
+from omnitrunk.kernels.gather_tokens import gather_tokens
+from omnitrunk.kernels.layer_norm import layer_norm
+from omnitrunk.kernels.linear import linear
+from omnitrunk.kernels.masked_patch_loss import masked_patch_loss
+from omnitrunk.kernels.mlp import mlp
+from omnitrunk.kernels.patch_project import patch_project
+from omnitrunk.kernels.sample_mask import sample_mask
+from omnitrunk.kernels.scatter_tokens import scatter_tokens
+
+__all__ = [
+    "Cost",
+    "adamw_",
+    "attention",
+    "explain",
+    "gather_tokens",
+    "layer_norm",
+    "linear",
+    "masked_patch_loss",
+    "mlp",
+    "patch_project",
+    "sample_mask",
+    "scatter_tokens",
+    "use",
+]

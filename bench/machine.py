@@ -1,0 +1,107 @@
+"""What this machine is and what it can do: identity for every row, and the two rates a floor is computed from."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+
+def best_seconds(work: Callable[[], object], budget: float) -> float:
+    """Shortest time of ``work()`` in ``budget`` seconds: the least disturbed run is the closest to what is possible."""
+    work()
+    best, end = float("inf"), time.perf_counter() + budget
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _onednn_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The product a @ b.T by oneDNN, which torch ships but does not use for plain float32 products."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+
+def matmul_rates(budget: float = 3.0, sizes: tuple[int, ...] = (512, 1024, 2048)) -> dict[str, float]:
+    """Library -> its highest float32 rate in FLOP/s (2 per multiply-add) over square products of the given sides.
+
+    torch.mm goes to MKL, which on processors of other makers than Intel may leave half of the vector width unused; a
+    floor must not inherit that, so oneDNN is measured as well where torch has it.
+    """
+    libraries: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"torch.mm": torch.mm}
+    if torch.backends.mkldnn.is_available():
+        libraries["oneDNN"] = _onednn_product
+    rates = dict.fromkeys(libraries, 0.0)
+    for size in sizes:
+        a, b = torch.rand(size, size), torch.rand(size, size)
+        for name, product in libraries.items():
+            seconds = best_seconds(functools.partial(product, a, b), budget / len(sizes) / len(libraries))
+            rates[name] = max(rates[name], 2 * size**3 / seconds)
+    return rates
+
+
+def copy_bandwidth(budget: float = 1.0, megabytes: int = 256) -> float:
+    """Bytes per second, read plus written, of copying a block that fits in no cache."""
+    source = torch.zeros(megabytes * 250_000)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), budget)
+
+
+def cpu_model() -> str:
+    """The processor's own name, with family and model numbers where a virtual machine hides the rest."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    fields = dict(line.split("\t: ", 1) for line in info.read_text().split("\n\n")[0].splitlines() if "\t: " in line)
+    fields = {key.strip(): value for key, value in fields.items()}
+    name = fields.get("model name", platform.machine())
+    return f"{name} family {fields.get('cpu family')} model {fields.get('model')}"
+
+
+def commit() -> str:
+    """The checkout's commit, "-dirty" with uncommitted changes, "unknown" outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        state = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if state.stdout.strip() else "")
+
+
+def version(package: str) -> str:
+    """The installed version of a package, or "absent"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def context(threads: int) -> dict[str, object]:
+    """What every row states besides its numbers: command, device, threads, versions, commit.
+
+    ``load`` is the number of processes that ran or waited in the minute before: above the threads in use, the numbers
+    were disturbed.
+    """
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "device": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "commit": commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

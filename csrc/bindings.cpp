@@ -1,0 +1,149 @@
+// The Python module omnitrunk.kernels._C. Arrays cross as addresses (tensor.data_ptr()): the cheapest crossing there
+// is, and free of torch's headers. Types, shapes and contiguity are checked by kernels/native.py, the only caller.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace omnitrunk {
+namespace {
+
+using Address = std::uintptr_t;
+using Key = std::pair<std::uint32_t, std::uint32_t>;
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// OMNITRUNK_ISA names a narrower instruction set than the processor offers, to compare them or to rule one out.
+Isa chosen_isa() {
+  const Isa widest = widest_isa();
+  const char* wanted = std::getenv("OMNITRUNK_ISA");
+  if (wanted == nullptr) return widest;
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+    if (std::string(wanted) == name(isa) && isa <= widest) return isa;
+  }
+  throw std::invalid_argument("OMNITRUNK_ISA=" + std::string(wanted) +
+                              " is not available; this processor's widest is " + name(widest));
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return __VERSION__;
+#elif defined(__GNUC__)
+  return "GCC " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+constexpr bool has_openmp() {
+#ifdef _OPENMP
+  return true;
+#else
+  return false;
+#endif
+}
+
+py::tuple philox4x32(const std::array<std::uint32_t, 4>& counter, Key key) {
+  const auto [a, b, c, d] = philox({{counter[0], counter[1], counter[2], counter[3]}}, {key.first, key.second}).word;
+  return py::make_tuple(a, b, c, d);
+}
+
+void bind_facts(py::module_& m, Isa isa) {
+  m.def("isa", [isa] { return name(isa); }, "Instruction set in use: avx512, avx2 or scalar.");
+  m.def("compiler", &compiler, "Name and version of the compiler.");
+  m.def("openmp", &has_openmp, "Whether loops are spread over threads.");
+  m.def("philox4x32", &philox4x32, "One block of Philox4x32-10: (counter of four words, key of two) -> four words.");
+}
+
+void bind_masking(py::module_& m, Isa isa) {
+  m.def("sample_mask", [isa](Address counts, std::vector<std::size_t> task_sizes, std::size_t keep, Key task_key,
+                             Key fill_key, Address positions, std::size_t samples, Address ids_keep, Address mask,
+                             int threads) {
+    const py::gil_scoped_release released;
+    const MaskSampling sampling{pointer<std::int32_t>(counts),
+                                std::move(task_sizes),
+                                keep,
+                                {task_key.first, task_key.second},
+                                {fill_key.first, fill_key.second},
+                                pointer<std::int64_t>(positions),
+                                pointer<std::int64_t>(ids_keep),
+                                pointer<std::uint8_t>(mask)};
+    sample_mask(sampling, samples, {isa, threads});
+  });
+}
+
+// What both gathers take: (address of the pixels, images, height, width) and (address, length) of the index.
+using Frames = std::tuple<Address, std::size_t, std::size_t, std::size_t>;
+using Index = std::pair<Address, std::size_t>;
+
+PatchGather patch_gather(const Frames& frames, std::size_t patch, const Index& index) {
+  const auto [pixels, images, height, width] = frames;
+  return {pointer<std::uint8_t>(pixels),       images,      height, width, patch,
+          pointer<std::int64_t>(index.first), index.second};
+}
+
+void bind_patches(py::module_& m, Isa isa) {
+  m.def("copy_patches", [isa](const Frames& frames, std::size_t pixel_bytes, std::size_t patch, const Index& index,
+                              Address out, int threads) {
+    const py::gil_scoped_release released;
+    copy_patches(patch_gather(frames, patch, index), pixel_bytes, pointer<std::uint8_t>(out), {isa, threads});
+  });
+  m.def("normalize_patches", [isa](const Frames& frames, const std::vector<float>& scale,
+                                   const std::vector<float>& shift, std::size_t patch, const Index& index, Address out,
+                                   int threads) {
+    const py::gil_scoped_release released;
+    normalize_patches(patch_gather(frames, patch, index), scale, shift, pointer<float>(out), {isa, threads});
+  });
+}
+
+// (parameter, gradient, first moment, second moment, moving average or 0, size, learning rate, weight decay)
+using TensorRow = std::tuple<Address, Address, Address, Address, Address, std::size_t, double, double>;
+
+AdamWTensor adamw_tensor(const TensorRow& row) {
+  const auto [parameter, gradient, first_moment, second_moment, average, size, lr, weight_decay] = row;
+  return {pointer<float>(parameter), pointer<float>(gradient), pointer<float>(first_moment),
+          pointer<float>(second_moment), pointer<float>(average), size, lr, weight_decay};
+}
+
+void bind_optimizer(py::module_& m, Isa isa) {
+  m.def("squared_norm", [isa](const std::vector<std::pair<Address, std::size_t>>& rows, int threads) {
+    const py::gil_scoped_release released;
+    std::vector<Values> tensors;
+    tensors.reserve(rows.size());
+    for (const auto& [address, size] : rows) tensors.push_back({pointer<float>(address), size});
+    return squared_norm(tensors, {isa, threads});
+  });
+  m.def("adamw", [isa](const std::vector<TensorRow>& rows, std::pair<double, double> betas, double epsilon,
+                       std::int64_t step, double gradient_scale, double average_decay, int threads) {
+    const py::gil_scoped_release released;
+    std::vector<AdamWTensor> tensors;
+    tensors.reserve(rows.size());
+    for (const TensorRow& row : rows) tensors.push_back(adamw_tensor(row));
+    adamw(tensors, {betas.first, betas.second, epsilon, step, gradient_scale, average_decay}, {isa, threads});
+  });
+}
+
+}  // namespace
+}  // namespace omnitrunk
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of omnitrunk; call them through omnitrunk.kernels.native.";
+  const omnitrunk::Isa isa = omnitrunk::chosen_isa();
+  omnitrunk::bind_facts(m, isa);
+  omnitrunk::bind_masking(m, isa);
+  omnitrunk::bind_patches(m, isa);
+  omnitrunk::bind_optimizer(m, isa);
+}

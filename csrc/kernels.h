@@ -1,0 +1,75 @@
+// The face of the native kernels: plain functions on pointers and sizes, without torch and without state.
+// Every one of them may run in several threads at once, and its result depends neither on `threads` nor on the
+// instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "dispatch.h"
+#include "philox.h"
+
+namespace omnitrunk {
+
+// How to run: the instruction set and the largest number of threads.
+struct Execution {
+  Isa isa;
+  int threads;
+};
+
+// Which tokens of each sample stay visible. Every token has two 32-bit noise values, one from each stream. In every
+// task the wanted number of tokens with the smallest first noise are candidates, the lower index first among equals;
+// visible are the `keep` smallest tokens in the order (not a candidate, second noise, index). Arrays are row-major; N
+// is the sum of `task_sizes`.
+struct MaskSampling {
+  const std::int32_t* counts;           // (samples, tasks) wanted visible tokens per task, clamped to [0, task size]
+  std::vector<std::size_t> task_sizes;  // tokens of each task
+  std::size_t keep;                     // visible tokens per sample over all tasks, at most N
+  PhiloxKey task_key, fill_key;         // the two noise streams
+  const std::int64_t* positions;        // (samples) global positions, which key the noise
+  std::int64_t* ids_keep;               // (samples, keep) out: visible tokens, ascending
+  std::uint8_t* mask;                   // (samples, N) out: 1 for masked, 0 for visible
+};
+void sample_mask(const MaskSampling& sampling, std::size_t samples, Execution execution);
+
+// Patches of channels-last images, picked by index; a row of the result is one patch in (row, column, channel) order.
+struct PatchGather {
+  const std::uint8_t* pixels;  // (images, height, width, pixel) bytes
+  std::size_t images, height, width;
+  std::size_t patch;          // side of a patch in pixels; divides height and width
+  const std::int64_t* index;  // (rows) image * patches per image + row-major patch
+  std::size_t rows;
+};
+// Copies patches of pixels of `pixel_bytes` bytes each, whatever their type. Throws std::out_of_range on a bad index.
+void copy_patches(const PatchGather& gather, std::size_t pixel_bytes, std::uint8_t* out, Execution execution);
+// Turns bytes into x * scale[channel] + shift[channel]; out is (rows, patch * patch * channels).
+void normalize_patches(const PatchGather& gather, const std::vector<float>& scale, const std::vector<float>& shift,
+                       float* out, Execution execution);
+
+struct Values {
+  const float* data;
+  std::size_t size;
+};
+// Sum of the squares of all elements of all tensors, in double precision.
+double squared_norm(const std::vector<Values>& tensors, Execution execution);
+
+// One parameter tensor with its gradient and state; `average` (the moving average of the weights) may be null.
+struct AdamWTensor {
+  float* parameter;
+  const float* gradient;
+  float* first_moment;
+  float* second_moment;
+  float* average;
+  std::size_t size;
+  double lr, weight_decay;
+};
+struct AdamWOptions {
+  double beta1, beta2, epsilon;
+  std::int64_t step;      // of this update, counted from 1
+  double gradient_scale;  // multiplies every gradient; the clip factor
+  double average_decay;
+};
+void adamw(const std::vector<AdamWTensor>& tensors, const AdamWOptions& options, Execution execution);
+
+}  // namespace omnitrunk

@@ -1,0 +1,1 @@
+"""Top floor: configuration, data, the training loop, checkpoints, evaluation and the command line."""

@@ -1,0 +1,139 @@
+"""From a configuration to all that a run needs; mistakes show here, before anything is written or deleted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from omnitrunk.engine import checkpoint, folder
+from omnitrunk.engine.config import RunConfig, as_dict
+from omnitrunk.engine.data import Loader
+from omnitrunk.engine.description import check_description
+from omnitrunk.engine.distributed import World
+from omnitrunk.engine.evaluate import check_evaluation
+from omnitrunk.engine.meters import Meters
+from omnitrunk.engine.optimizer import AdamW
+from omnitrunk.engine.plans import plan_maker
+from omnitrunk.engine.schedule import warmup_cosine
+from omnitrunk.models import MultiMAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run, ready to go on at `start`."""
+
+    config: RunConfig
+    world: World
+    model: MultiMAE
+    network: nn.Module
+    """The model, wrapped where several processes share the work."""
+    optimizer: AdamW
+    learning_rates: np.ndarray
+    """float64 (steps,)."""
+    meters: Meters
+    loader: Loader
+    start: int
+    """Optimizer steps that are done already."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.config.run.folder)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint after `step` steps. Every process calls it, the main one writes."""
+        tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if (averaged := self.optimizer.averaged(self.model)) is not None:
+            tensors["ema"] = averaged
+        state = {
+            "step": step,
+            "samples_seen": self.loader.samples_seen,
+            "seed": self.config.run.seed,
+            "fingerprint": self.loader.fingerprint,
+            "meters": self.meters.state(self.loader.faults.bad),
+            "config": as_dict(self.config),
+        }
+        keep = self.config.checkpoint.keep
+        self.world.on_main(lambda: checkpoint.save(self.folder, step, tensors, state, keep))
+
+
+def build(config: RunConfig, world: World) -> Run:
+    """Make or restore a run, and prepare its folder. ValueError, in one line, for what cannot work."""
+    model = MultiMAE(config.model, config.run.seed).to(world.device)
+    optimizer = AdamW(model.parameter_groups(config.optimizer.weight_decay), config.optimizer)
+    meters = Meters(config.model.outputs, world)
+    state = _restore(config, model, optimizer, meters)
+    samples_seen = state.get("samples_seen", 0)
+    parts = world.size * config.optimizer.accumulate
+    check_description(config)
+    check_evaluation(config)
+    loader = Loader(
+        config.data,
+        (*config.model.inputs, *config.model.outputs),
+        seed=config.run.seed,
+        samples_seen=samples_seen,
+        rank=world.rank,
+        world=world.size,
+        device=world.device,
+        make_plan=plan_maker(model, seed=config.run.seed, start=samples_seen, batch=config.data.batch, parts=parts),
+        micro_batches=config.optimizer.accumulate,
+    )
+    _check_same_data(config, state, loader.fingerprint)
+    if not world.same_everywhere((as_dict(config), loader.fingerprint, samples_seen)):
+        raise ValueError("the processes disagree on configuration, data or checkpoint: give all the same files")
+    world.on_main(lambda: folder.prepare(config))
+    network = model
+    if world.size > 1:
+        network = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Run(
+        config=config,
+        world=world,
+        model=model,
+        network=network,
+        optimizer=optimizer,
+        learning_rates=warmup_cosine(
+            config.optimizer.lr, config.optimizer.min_lr, config.run.steps, config.optimizer.warmup_steps
+        ),
+        meters=meters,
+        loader=loader,
+        start=state.get("step", 0),
+    )
+
+
+def _restore(config: RunConfig, model: MultiMAE, optimizer: AdamW, meters: Meters) -> dict[str, Any]:
+    """Load the newest complete checkpoint of the run's folder and return its state; empty where there is none."""
+    found = checkpoint.complete(Path(config.run.folder))
+    if config.run.overwrite or not found:
+        return {}
+    newest = found[-1]
+    state = checkpoint.read_state(newest)
+    if state["seed"] != config.run.seed:
+        raise ValueError(
+            f"{newest} was made with run.seed {state['seed']}, not {config.run.seed}: set it back, "
+            "use another run.folder, or --run.overwrite true to start afresh"
+        )
+    load_model(newest, state, config, model)
+    optimizer.load_state_dict(checkpoint.read_tensors(newest, "optimizer"), checkpoint.read_tensors(newest, "ema"))
+    meters.load(state["meters"])
+    return state
+
+
+def load_model(source: Path, state: dict[str, Any], config: RunConfig, model: MultiMAE, *, name: str = "model") -> None:
+    """Load the weights `name` ("model" or "ema") of a checkpoint; ValueError if it holds another model."""
+    weights = checkpoint.read_tensors(source, name)
+    checkpoint.check_same_model(source, state["config"]["model"], as_dict(config.model), weights, model)
+    model.load_state_dict(weights)
+
+
+def _check_same_data(config: RunConfig, state: dict[str, Any], fingerprint: str) -> None:
+    if state and state["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{config.run.folder} was trained on other data: fingerprint {state['fingerprint'][:12]}, but "
+            f"data.root = {config.data.root} has {fingerprint[:12]}; bring the data back, use another run.folder, "
+            "or --run.overwrite true to start afresh"
+        )

@@ -1,0 +1,125 @@
+"""The command `omnitrunk`. Heavy imports wait inside the commands, so that help and usage errors are immediate."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+DONE, FAILED, BAD_USAGE = 0, 1, 2
+"""Exit codes, besides 75: stopped by a signal after a checkpoint."""
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Errors are one line on stderr; --debug adds the traceback."""
+    options, overrides = _parser().parse_known_args(arguments)
+    try:
+        if overrides and not options.takes_overrides:
+            raise ValueError(f"{options.command} does not know {overrides[0]}; see omnitrunk {options.command} --help")
+        return options.run(options, overrides)
+    except ValueError as error:
+        return _fail(error, BAD_USAGE, debug=options.debug)
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(error, FAILED, debug=options.debug)
+
+
+def _fail(error: BaseException, code: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    text = " ".join(str(error).split()) or type(error).__name__
+    # A mistake of the user is told by its text alone; what nobody foresaw, also by its kind.
+    kind = "" if isinstance(error, (ValueError, OSError, KeyboardInterrupt)) else f"{type(error).__name__}: "
+    rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+    print(f"omnitrunk{rank}: error: {kind}{text}", file=sys.stderr, flush=True)
+    return code
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from omnitrunk.engine.config import load
+    from omnitrunk.engine.train import train
+
+    return train(load(options.config, overrides))
+
+
+def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
+    from omnitrunk.engine.evaluate import evaluate, table, write_scores
+    from omnitrunk.engine.restore import restore
+
+    trained = restore(options.source, overrides)
+    scores = evaluate(trained.config, trained.model, trained.device)
+    print(f"{trained.folder}, step {trained.step}: {table(scores, trained.config)}")
+    print(f"written to {write_scores(trained.folder, scores, trained.config)}")
+    return DONE
+
+
+def _show(options: argparse.Namespace, overrides: list[str]) -> int:
+    from omnitrunk.engine.restore import restore
+    from omnitrunk.engine.show import draw_sheet
+
+    trained = restore(options.source, overrides)
+    draw_sheet(trained.config, trained.model, trained.device, samples=options.samples).save(options.output)
+    print(f"written to {options.output}")
+    return DONE
+
+
+def _world(options: argparse.Namespace, _overrides: list[str]) -> int:
+    from omnitrunk.engine.world import write_world
+
+    world = write_world(options.folder, scenes=options.scenes, seed=options.seed)
+    files, size = sum(world.files.values()), sum(world.bytes.values()) / 1e6
+    state = f"written in {world.seconds:.1f} s" if world.written else "was there already"
+    print(f"{world.root}: {files} files, {size:.1f} MB, {len(world.classes)} classes, {state}")
+    return DONE
+
+
+def _check(options: argparse.Namespace, overrides: list[str]) -> int:
+    from omnitrunk.engine.check import check
+    from omnitrunk.engine.config import load
+
+    print(check(load(options.config, overrides), gpus=options.gpus, gpu=options.gpu))
+    return DONE
+
+
+def _doctor(_options: argparse.Namespace, _overrides: list[str]) -> int:
+    from omnitrunk.engine.doctor import report
+
+    print(report())
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="omnitrunk", description="One transformer trunk, many modalities.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = _add(commands, "train", _train, "train a run, or resume it", overrides=True)
+    train.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file; configs/ has one per recipe")
+    evaluate = _add(commands, "eval", _eval, "k-NN accuracy against a random encoder and raw pixels", overrides=True)
+    evaluate.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
+    show = _add(commands, "show", _show, "draw input | masked | prediction | target", overrides=True)
+    show.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
+    show.add_argument("-o", "--output", type=Path, required=True, metavar="F.png", help="picture to write")
+    show.add_argument("--samples", type=int, default=6, metavar="N", help="rows of the sheet (default 6)")
+    world = _add(commands, "world", _world, "write the embedded data set as ordinary files")
+    world.add_argument("folder", type=Path, metavar="OUT", help="folder to write, new or empty")
+    world.add_argument("--scenes", type=int, default=2000, metavar="N", help="scenes over all splits (default 2000)")
+    world.add_argument("--seed", type=int, default=0, metavar="S", help="key of everything random (default 0)")
+    check = _add(commands, "check", _check, "validate a configuration; memory, arithmetic and speed", overrides=True)
+    check.add_argument("config", type=Path, metavar="CONFIG")
+    check.add_argument("--gpus", type=int, default=1, metavar="N", help="devices that share a batch (default 1)")
+    check.add_argument("--gpu", metavar="KIND", help="predict the speed on this kind, for example h200")
+    _add(commands, "doctor", _doctor, "what is installed, and which backend every operation will use")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction, name: str, run: Command, summary: str, *, overrides: bool = False
+) -> argparse.ArgumentParser:
+    more = "Any field of the configuration can be overridden: --section.field VALUE." if overrides else None
+    parser = commands.add_parser(name, help=summary, description=summary, epilog=more, allow_abbrev=False)
+    parser.set_defaults(run=run, takes_overrides=overrides)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser

@@ -1,0 +1,30 @@
+"""What a data set says about itself in ROOT/dataset.json; the file and every entry of it are optional."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omnitrunk.engine.config import RunConfig
+
+
+def describe(root: str) -> dict[str, Any]:
+    """The entries of dataset.json, none where there is no such file. ValueError if it cannot be read."""
+    path = Path(root) / "dataset.json"
+    if not root or not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; repair or delete it") from error
+
+
+def check_description(config: RunConfig) -> None:
+    """ValueError where the data set says that it does not fit the model."""
+    classes = describe(config.data.root).get("semseg_classes")
+    if config.data.source == "folder" and classes is not None and classes > config.model.semseg_classes:
+        raise ValueError(
+            f"{config.data.root} has class ids up to {classes - 1}: set model.semseg_classes = {classes}, "
+            f"not {config.model.semseg_classes}"
+        )

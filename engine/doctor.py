@@ -1,0 +1,76 @@
+"""What is installed, what is missing, and which backend every operation will use."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from omnitrunk.kernels import dispatch, native
+
+PACKAGES = ("omnitrunk", "torch", "triton", "numpy", "safetensors", "jsonargparse", "tensorboard", "pillow", "av")
+DALI = "nvidia.dali"
+
+
+def report() -> str:
+    """The whole report, one finding per line."""
+    return "\n".join([*_packages(), *_machine(), *_native(), *_operations("cpu"), *_operations("cuda")])
+
+
+def _packages() -> Iterator[str]:
+    yield f"python      {platform.python_version()} on {platform.platform()}"
+    for name in PACKAGES:
+        yield f"{name:11} {_version(name) or f'missing: pip install {name}'}"
+    dali = next((d for d in importlib.metadata.distributions() if d.name.startswith("nvidia-dali-cuda")), None)
+    found = f"{dali.version} ({dali.name})" if dali and find_spec("nvidia") and find_spec(DALI) else None
+    yield f"{'dali':11} {found or 'missing, folders of files cannot be read: pip install omnitrunk[data]'}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> Iterator[str]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield f"{'cpu':11} {_cpu_name()}, {cores} cores, torch uses {torch.backends.cpu.get_cpu_capability()}"
+    if not torch.cuda.is_available():
+        reason = "this torch is built without CUDA" if torch.version.cuda is None else "no driver or device found"
+        yield f"{'gpu':11} none: {reason}"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        capability = f"{properties.major}.{properties.minor}"
+        yield f"{'gpu':11} {index}: {properties.name}, {properties.total_memory / 1e9:.0f} GB, capability {capability}"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in _lines(info) if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+
+
+def _native() -> Iterator[str]:
+    missing = native.missing_reason()
+    if missing is not None:
+        yield f"{'native':11} missing: {missing}"
+        return
+    module = native.module()
+    yield f"{'native':11} {module.compiler()}, {module.isa()}, OpenMP {module.openmp()}"
+
+
+def _operations(device: str) -> Iterator[str]:
+    yield f"operations on {device}"
+    for choice in dispatch.explain(device):
+        passed = "; ".join(f"not {backend}: {reason}" for backend, reason in choice.passed_over)
+        yield f"  {choice.operation:20} {choice.backend:10} {choice.reason}" + (f" ({passed})" if passed else "")

@@ -1,0 +1,72 @@
+"""What a run will need, from its configuration alone: parameters, memory and arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from omnitrunk.engine.config import RunConfig
+from omnitrunk.models import MaskPlan, MultiMAE, MultiMAEConfig
+
+SAMPLES = 64
+"""Samples whose masks give the average arithmetic."""
+VECTORS = 9
+"""Vectors of a token's width that a block keeps for its backward pass, besides the two inside its MLP.
+
+The stream twice, both norms, query, key, value, the attention's output, and the branch.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Figures of one process; bytes of device memory by use."""
+
+    parameters: int
+    flop: float
+    """Per sample, forward and backward; visible tokens in the trunk, all positions in the decoders."""
+    bytes: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything together, at its worst moment."""
+        return sum(self.bytes.values())
+
+
+def estimate(config: RunConfig, model: MultiMAE, *, processes: int) -> Estimate:
+    """Estimate a run whose global batch `processes` share. Activations are a rule of thumb, the rest is exact."""
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    plan = model.plan(config.run.seed, np.arange(SAMPLES, dtype=np.int64))
+    rows = -(-config.data.batch // (processes * config.optimizer.accumulate))
+    width = 2 if config.run.precision == "bf16" else 4
+    return Estimate(
+        parameters=parameters,
+        flop=3 * model.flops(plan),
+        bytes={
+            "weights": 4 * parameters,
+            "gradients": 4 * parameters,
+            "moments": 8 * parameters,
+            "average": 4 * parameters if config.optimizer.ema_decay else 0,
+            "activations": round(rows * activation_values(config.model, plan) * width),
+        },
+    )
+
+
+def size_text(size: float) -> str:
+    """A number of bytes as people read it."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.{1 if size < 100 * factor else 0}f} {unit}"
+    return f"{size / 1e3:.1f} kB"
+
+
+def activation_values(config: MultiMAEConfig, plan: MaskPlan) -> float:
+    """Numbers that a forward pass keeps for the backward pass, per sample."""
+    samples, length = len(plan.mask), config.visible_length
+    per_width = VECTORS + 2 * config.mlp_ratio
+    kept = config.depth * length * config.width * per_width
+    for output in config.outputs:
+        decoded = (config.decoder_depth + 1) * config.tokens(output) * config.decoder_width * per_width
+        scored = len(plan.masked[output]) / samples * config.patch_values(output)
+        kept += decoded + 3 * length * config.decoder_width + 2 * scored
+    return kept

@@ -1,0 +1,72 @@
+"""Sums that stay on the device between two log steps, read by the host once per log step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnitrunk.engine.distributed import World
+
+
+class Meters:
+    """Running sums of the losses and the gradient norm over a window of steps, and counts of what went wrong.
+
+    Skipped steps are counted and left out of the means. Sums are float64: a few hundred float32 losses of similar size
+    add up exactly, so a window cut in two by a checkpoint gives the same mean.
+    """
+
+    def __init__(self, tasks: Sequence[str], world: World) -> None:
+        """`tasks` are the output tasks, in the order of the log."""
+        self.tasks = (*tasks, "loss")
+        self._world = world
+        self._skipped = self._faulty = 0
+        # [loss per task..., total loss, gradient norm, steps that counted, skipped steps]
+        self._window = torch.zeros(len(self.tasks) + 3, dtype=torch.float64, device=world.device)
+        # Losses add up over the processes. The norm and the steps are the same on all, so the main one brings them.
+        share = [1.0] * len(self.tasks) + [float(world.is_main)] * 3
+        self._share = torch.tensor(share, dtype=torch.float64, device=world.device)
+
+    def add(self, losses: Mapping[str, Tensor], grad_norm: Tensor, skipped: Tensor) -> None:
+        """One step: losses of this process (scalars that add up to the global ones), gradient norm, whether skipped."""
+        skipped = skipped.reshape(1).double()
+        values = torch.stack([*(losses[task] for task in self.tasks), grad_norm.reshape(())]).double()
+        counted = torch.where(skipped > 0, 0.0, torch.cat([values, torch.ones_like(skipped)]))
+        self._window += self._share * torch.cat([counted, skipped])
+
+    def read(self, faulty: int) -> dict[str, float | int | None]:
+        """The means of the window (None where every step was skipped) and the counts of the run; empties the window.
+
+        `faulty` counts this process's faulty samples since it started. Every process calls it; the figures are right
+        on the main one.
+        """
+        values, faulty = self._gather(faulty)
+        *sums, count, skipped = values
+        self._window.zero_()
+        self._skipped += int(skipped)
+        means = [total / count if count else None for total in sums]
+        named = dict(zip((*self.tasks, "grad_norm"), means, strict=True))
+        return {**named, "skipped": self._skipped, "faulty_samples": faulty}
+
+    def state(self, faulty: int) -> dict[str, Any]:
+        """What a checkpoint keeps. Every process calls it, and the window moves to the main one."""
+        values, faulty = self._gather(faulty)
+        if self._world.is_main:
+            self._window.copy_(torch.tensor(values, dtype=torch.float64))
+        else:
+            self._window.zero_()
+        return {"window": values, "skipped": self._skipped, "faulty": faulty}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        if self._world.is_main:
+            self._window.copy_(torch.tensor(state["window"], dtype=torch.float64))
+        self._skipped, self._faulty = state["skipped"], state["faulty"]
+
+    def _gather(self, faulty: int) -> tuple[list[float], int]:
+        """The window and the faulty samples of all processes: the one read of a log step."""
+        packed = torch.cat([self._window, torch.full_like(self._window[:1], faulty)])
+        *values, faults = self._world.sum(packed).tolist()
+        return values, self._faulty + int(faults)

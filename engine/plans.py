@@ -1,0 +1,44 @@
+"""Masks for every micro-batch, with losses weighed as if the global batch had been one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from omnitrunk.models import MaskPlan, MultiMAE, MultiMAEConfig
+
+
+def plan_maker(model: MultiMAE, *, seed: int, start: int, batch: int, parts: int) -> Callable[[np.ndarray], MaskPlan]:
+    """A function from the positions of a micro-batch to its plan, for a loader that begins at position `start`.
+
+    A global batch of `batch` samples is cut into `parts` micro-batches, over processes and accumulation, and the plain
+    mean of their losses is to be the loss of the whole. Losses are means over the samples that have something masked,
+    and a part may have fewer of these than another where `keep` can cover an input completely. Then each part is
+    weighed by its share, which it can work out alone, because masks are a function of seed and position.
+    """
+    config = model.config
+    if config.keep < min(map(config.tokens, config.inputs)) or config.faithful or parts == 1:
+        return lambda positions: model.plan(seed, positions)
+
+    def make(positions: np.ndarray) -> MaskPlan:
+        first = start + (int(positions[0]) - start) // batch * batch
+        whole = model.plan(seed, np.arange(first, first + batch, dtype=np.int64))
+        plan = model.plan(seed, positions)
+        factors = {
+            name: parts * _scored_samples(config, name, plan) / max(1, _scored_samples(config, name, whole))
+            for name in plan.masked_weight
+        }
+        return replace(plan, masked_weight={name: plan.masked_weight[name] * factors[name] for name in factors})
+
+    return make
+
+
+def _scored_samples(config: MultiMAEConfig, output: str, plan: MaskPlan) -> int:
+    """Samples of a plan that have at least one scored token of an output."""
+    source = config.masked_like(output)
+    if source is None or config.loss_on_unmasked:
+        return len(plan.mask)
+    offset = sum(map(config.tokens, config.inputs[: config.inputs.index(source)]))
+    return int(plan.mask[:, offset : offset + config.tokens(source)].any(dim=1).sum())

@@ -1,0 +1,85 @@
+"""Lays pictures out on one sheet: a row per sample, a block of captioned columns per output, a legend below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from omnitrunk.engine.colors import class_colors, scale_colors
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+
+TILE = 112
+GAP, BLOCK_GAP, MARGIN = 4, 20, 14
+TITLE, CAPTION = 22, 18
+SWATCH = 16
+INK, PAPER = (25, 25, 25), (255, 255, 255)
+SCALE_WIDTH = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The columns of one output."""
+
+    name: str
+    pictures: dict[str, np.ndarray]
+    """Caption -> uint8 (B, H, W, 3)."""
+    classes: tuple[int, ...] = ()
+    """Class ids that occur in the pictures; empty for pixels."""
+
+
+def compose(panels: list[Panel], class_names: Sequence[str] = ()) -> Image:
+    """All panels side by side; the samples are their rows. Classes without a name are called by their id."""
+    from PIL import Image, ImageDraw
+
+    rows = len(next(iter(panels[0].pictures.values())))
+    widths = [len(panel.pictures) * (TILE + GAP) - GAP for panel in panels]
+    width = 2 * MARGIN + sum(widths) + BLOCK_GAP * (len(panels) - 1)
+    top = MARGIN + TITLE + CAPTION
+    bottom = top + rows * (TILE + GAP)
+    sheet = Image.new("RGB", (width, bottom + 3 * (SWATCH + 8) + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    left = MARGIN
+    for panel, block in zip(panels, widths, strict=True):
+        _text(draw, left, MARGIN, panel.name, 17)
+        for column, (caption, pictures) in enumerate(panel.pictures.items()):
+            x = left + column * (TILE + GAP)
+            _text(draw, x, MARGIN + TITLE, caption, 13)
+            for row, picture in enumerate(pictures):
+                tile = Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)
+                sheet.paste(tile, (x, top + row * (TILE + GAP)))
+        left += block + BLOCK_GAP
+    _legend(draw, panels, class_names, bottom + 8)
+    return sheet
+
+
+def _legend(draw: ImageDraw, panels: list[Panel], class_names: Sequence[str], y: int) -> None:
+    """Colors of the classes that occur, and the scale of one-channel maps."""
+    _text(draw, MARGIN, y, "grey: masked; the prediction shows the input where it is visible", 13)
+    y += SWATCH + 8
+    classes = sorted(set().union(*(panel.classes for panel in panels)))
+    if classes:
+        x = MARGIN + _text(draw, MARGIN, y, "classes", 13) + 10
+        for identity, color in zip(classes, class_colors(classes[-1] + 1)[classes], strict=True):
+            draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=tuple(color.tolist()))
+            name = class_names[identity] if identity < len(class_names) else str(identity)
+            x += SWATCH + 4 + _text(draw, x + SWATCH + 4, y, name, 13) + 12
+    y += SWATCH + 8
+    start = MARGIN + _text(draw, MARGIN, y, "depth and other one-channel maps: least", 13) + 8
+    for step, color in enumerate(scale_colors(np.linspace(0, 1, SCALE_WIDTH))):
+        draw.line((start + step, y, start + step, y + SWATCH), fill=tuple(color.tolist()))
+    _text(draw, start + SCALE_WIDTH + 8, y, "greatest of the target", 13)
+
+
+def _text(draw: ImageDraw, x: int, y: int, words: str, size: int) -> int:
+    """Write `words` with their top left at (x, y) and return their width."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(size)
+    draw.text((x, y), words, fill=INK, font=font)
+    return round(draw.textlength(words, font=font))

@@ -1,0 +1,80 @@
+"""One optimizer step: micro-batches, their losses and gradients, and the update. The host waits for nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from omnitrunk.engine.data import Batch
+from omnitrunk.engine.distributed import World
+from omnitrunk.engine.optimizer import AdamW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a step leaves on the device."""
+
+    losses: dict[str, Tensor]
+    """Output task, and "loss" -> this process's part of the mean over the global batch: they add up over processes."""
+    grad_norm: Tensor
+    """Norm of the gradient over all parameters, before the clip."""
+    skipped: Tensor
+    """1 where that norm was not finite, and so nothing was changed; else 0."""
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Matrix products in bf16 where `run.precision` asks for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def train_step(
+    network: nn.Module,
+    optimizer: AdamW,
+    batches: Iterator[Batch],
+    *,
+    lr: float,
+    accumulate: int,
+    precision: str,
+    world: World,
+) -> Outcome:
+    """Take `accumulate` micro-batches and make one update, with the loss and the gradient of the global batch.
+
+    `network` is the model, or the model in DistributedDataParallel, which averages gradients over processes.
+    """
+    sums: dict[str, Tensor] = {}
+    for part in range(accumulate):
+        batch = next(batches)
+        with _gradients_stay_local(network, world, last=part == accumulate - 1):
+            with autocast(world.device, precision):
+                losses = network(batch.tensors, batch.plan)
+            (losses["loss"] / accumulate).backward()
+        for task, loss in losses.items():
+            share = loss.detach().float() / (accumulate * world.size)
+            sums[task] = sums[task] + share if part else share
+    grad_norm, skipped = optimizer.update(lr)
+    optimizer.clear_gradients()
+    return Outcome(losses=sums, grad_norm=grad_norm, skipped=skipped)
+
+
+def dry_step(network: nn.Module, optimizer: AdamW, batch: Batch, *, precision: str, world: World) -> None:
+    """All of a step on one micro-batch, and no trace of it.
+
+    Kernels are compiled and memory is taken before the run counts as started. The gradient is spoilt on purpose: an
+    update with a gradient that is not finite must leave everything as it was, and this proves the guard as well.
+    """
+    with autocast(world.device, precision):
+        loss = network(batch.tensors, batch.plan)["loss"]
+    loss.backward()
+    optimizer.params[0].grad.fill_(torch.nan)
+    _, skipped = optimizer.update(0.0)
+    optimizer.clear_gradients()
+    assert bool(skipped), "the optimizer took a gradient that is not finite"
+
+
+def _gradients_stay_local(network: nn.Module, world: World, *, last: bool) -> contextlib.AbstractContextManager:
+    """Only the last micro-batch of a step sends gradients to the other processes."""
+    return contextlib.nullcontext() if last or world.size == 1 else network.no_sync()

@@ -1,0 +1,169 @@
+"""The compiled module omnitrunk.kernels._C, as functions on torch CPU tensors.
+
+The module may be absent: without a C++ compiler the package installs all the same. `missing_reason()` then says what to
+do, and the operations use their definitions in PyTorch. These wrappers check what C++ cannot: device, dtype, shape and
+contiguity, as assertions, because their callers are the operations of this package.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from omnitrunk.kernels import philox
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    """The compiled module, or the reason why there is none."""
+    try:
+        return importlib.import_module("omnitrunk.kernels._C")
+    except ModuleNotFoundError:
+        return "omnitrunk.kernels._C is not built; install a C++17 compiler and run `make setup`"
+    except ImportError as error:
+        return f"omnitrunk.kernels._C does not load ({error}); where it was built elsewhere, run `make setup`"
+
+
+def available() -> bool:
+    """Whether the compiled module is there."""
+    return missing_reason() is None
+
+
+def missing_reason() -> str | None:
+    """Why the compiled module is not there and how to get it, in one line; None when it is there."""
+    module = _load()
+    return module if isinstance(module, str) else None
+
+
+def module() -> ModuleType:
+    """The compiled module itself: isa(), compiler(), openmp(). Call it only where `available()`."""
+    module = _load()
+    assert isinstance(module, ModuleType), module
+    return module
+
+
+def sample_mask(
+    counts: Tensor, sizes: Sequence[int], keep: int, *, seed: int, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Choose the visible tokens of every sample; csrc/kernels.h has the definition.
+
+    counts int32 (B, T), positions int64 (B,), `sizes` the tokens N_t of the T tasks -> ids_keep int64 (B, keep)
+    ascending, mask bool (B, N) with True for masked, where N is the sum of `sizes`.
+    """
+    samples, tokens = len(counts), sum(sizes)
+    assert 0 <= keep <= tokens and all(size >= 0 for size in sizes), (keep, sizes)
+    ids_keep = torch.empty(samples, keep, dtype=torch.int64)
+    mask = torch.empty(samples, tokens, dtype=torch.bool)
+    module().sample_mask(
+        _address(counts, torch.int32, (samples, len(sizes))),
+        list(sizes),
+        keep,
+        philox.key(seed, "mask.task"),
+        philox.key(seed, "mask.fill"),
+        _address(positions, torch.int64, (samples,)),
+        samples,
+        ids_keep.data_ptr(),
+        mask.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return ids_keep, mask
+
+
+def copy_patches(pixels: Tensor, index: Tensor, patch: int) -> Tensor:
+    """Copy patches as they are: pixels (B, H, W, C) of any dtype, index int64 (M,) -> (M, patch * patch * C).
+
+    Patch i of image b has the index b * n + i, row-major among the n = (H / patch)(W / patch) patches of an image;
+    the columns of a row run over (row, column, channel). An index outside of [0, B * n) raises IndexError.
+    """
+    channels = pixels.shape[3]
+    rows = torch.empty(len(index), patch * patch * channels, dtype=pixels.dtype)
+    frames, where = _frames(pixels, pixels.dtype, patch), _index(index)
+    pixel_bytes = channels * pixels.element_size()
+    module().copy_patches(frames, pixel_bytes, patch, where, rows.data_ptr(), torch.get_num_threads())
+    return rows
+
+
+def gather_patches(pixels: Tensor, index: Tensor, patch: int, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Copy patches of bytes as (x / 255 - mean) / std: pixels uint8 (B, H, W, C) -> float32 (M, patch * patch * C).
+
+    `mean` and `std` hold one value per channel. Computed as x * scale + shift with scale and shift rounded to float32
+    once; the index is that of `copy_patches`.
+    """
+    channels = pixels.shape[3]
+    assert len(mean) == len(std) == channels, (mean, std, pixels.shape)
+    scale = [1 / (255 * deviation) for deviation in std]
+    shift = [-center / deviation for center, deviation in zip(mean, std, strict=True)]
+    rows = torch.empty(len(index), patch * patch * channels, dtype=torch.float32)
+    frames, where = _frames(pixels, torch.uint8, patch), _index(index)
+    module().normalize_patches(frames, scale, shift, patch, where, rows.data_ptr(), torch.get_num_threads())
+    return rows
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> float:
+    """The sum of the squares of all elements of float32 tensors, accumulated in float64 in a fixed order."""
+    rows = list(zip(_addresses(tensors), _sizes(tensors), strict=True))
+    return module().squared_norm(rows, torch.get_num_threads())
+
+
+def adamw(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    *,
+    step: int,
+    lrs: Sequence[float],
+    weight_decays: Sequence[float],
+    betas: tuple[float, float],
+    eps: float,
+    grad_scale: float = 1.0,
+    emas: Sequence[Tensor] | None = None,
+    ema_decay: float = 0.0,
+) -> None:
+    """One AdamW update in place of float32 tensors, all lists in the same order.
+
+    `step` counts from 1 and includes this update; `lrs` and `weight_decays` hold one value per tensor; gradients are
+    multiplied by `grad_scale` on the fly; `emas`, where given, move by (1 - ema_decay)(param - ema) afterwards.
+    """
+    states = [params, grads, exp_avgs, exp_avg_sqs, *([] if emas is None else [emas])]
+    sizes = _sizes(params)
+    assert step >= 1 and all(_sizes(state) == sizes for state in states), "lists of tensors differ in their sizes"
+    addresses = [_addresses(state) for state in states]
+    if emas is None:
+        addresses.append([0] * len(sizes))
+    rows = list(zip(*addresses, sizes, lrs, weight_decays, strict=True))
+    module().adamw(rows, betas, eps, step, grad_scale, ema_decay, torch.get_num_threads())
+    # Autograd cannot see the writes: without this, a backward through old values would go unnoticed.
+    torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, *(emas or [])])
+
+
+def _address(tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> int:
+    assert tensor.device.type == "cpu" and tensor.is_contiguous(), (tensor.device, tensor.stride())
+    assert tensor.dtype == dtype and tensor.shape == tuple(shape), (tensor.dtype, tensor.shape, dtype, shape)
+    return tensor.data_ptr()
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    # One optimizer step checks a thousand tensors: only what can differ, by the cheapest attributes.
+    right = (tensor.is_cpu and tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in tensors)
+    assert all(right), "every tensor must be float32 and contiguous, on the CPU"
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _sizes(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.numel() for tensor in tensors]
+
+
+def _frames(pixels: Tensor, dtype: torch.dtype, patch: int) -> tuple[int, int, int, int]:
+    images, height, width, _ = pixels.shape
+    assert patch > 0 and height % patch == 0 and width % patch == 0, (height, width, patch)
+    return _address(pixels, dtype, pixels.shape), images, height, width
+
+
+def _index(index: Tensor) -> tuple[int, int]:
+    return _address(index, torch.int64, (len(index),)), len(index)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omnitrunk.engine.config import RunConfig, as_dict, field_names, load, read, without_effect
+from tests.engine.tiny import tiny, write_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_what_is_written_loads_back(tmp_path):
+    config = tiny(
+        tmp_path / "a b",
+        optimizer={"betas": [0.8, 0.99], "lr": 3e-4, "eps": 1e-8, "ema_decay": 0.999},
+        model={"alphas": {"rgb": 2, "depth": 0.5}, "inputs": ["rgb", "depth"], "outputs": ["rgb"]},
+        run={"precision": "bf16"},
+    )
+    assert load(write_config(tmp_path / "config.toml", config)) == config
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    folder=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1),
+    lr=st.floats(1e-12, 1e3),
+    seed=st.integers(0, 2**40),
+    flip=st.booleans(),
+)
+def test_any_value_survives_the_file(tmp_path_factory, folder, lr, seed, flip):
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    config = read({"run": {"folder": folder, "seed": seed}, "data": {"flip": flip}, "optimizer": {"lr": lr}})
+    assert load(write_config(path, config)) == config
+
+
+def test_stored_as_json_and_read_back():
+    config = tiny("x", model={"inputs": ["rgb"], "outputs": ["rgb", "norm_rgb"]})
+    assert read(as_dict(config)) == config
+
+
+def test_overrides_win(tmp_path):
+    path = write_config(tmp_path / "config.toml", tiny("x", steps=5))
+    changed = load(path, ["--run.steps", "7", "--optimizer.lr=0.5", "--data.flip", "false", "--model.alphas.rgb", "2"])
+    assert (changed.run.steps, changed.optimizer.lr, changed.data.flip) == (7, 0.5, False)
+    assert changed.model.alphas == {"rgb": 2.0}
+    assert load(path, ["--model.inputs", '["rgb"]']).model.inputs == ("rgb",)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("[run]\nstep = 3", [], "unknown field run.step; did you mean run.steps?"),
+        ("[optimiser]\nlr = 3.0", [], "unknown field optimiser.lr; did you mean optimizer.lr?"),
+        ("[model]\nseed = 3", [], "unknown field model.seed; did you mean run.seed?"),
+        ("steps = 3", [], "unknown field steps; did you mean run.steps?"),
+        ("", ["--data.bach", "3"], "unknown field data.bach; did you mean data.batch?"),
+        ("[run]\nsteps = 'many'", [], "run.steps: expected int, got many"),
+        ("[run]\nsteps = 1.5", [], "run.steps: expected int, got 1.5"),
+        ("", ["--run.precision", "fp8"], "run.precision: expected Literal['fp32', 'bf16'], got fp8"),
+        ("[run", [], "is not valid TOML"),
+        ("[run]\nsteps = 0", [], "run.steps = 0"),
+        ("[model]\nkeep = 589", [], "model: keep = 589 must lie in 1..588"),
+        ("[model]\nimage_size = 225", [], "model: image_size = (225, 225) does not divide"),
+        ("[data]\nsize = 64", [], "data.size = 64 gives square pictures, but model.image_size = 224"),
+        ("[run]\nsteps = 5\n[optimizer]\nwarmup_steps = 6", [], "warmup_steps = 6 is longer than run.steps = 5"),
+        ("[optimizer]\nlr = -1.0", [], "optimizer.min_lr = 0.0 must lie between 0 and a positive lr"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_fix(tmp_path, text, overrides, message):
+    path = tmp_path / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError) as error:
+        load(path, overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read the configuration .*nothing\.toml: No such file"):
+        load(tmp_path / "nothing.toml")
+
+
+def test_options_without_effect_are_named():
+    idle = tiny("x", model={"inputs": ["rgb"], "outputs": ["rgb"], "alphas": 2.0}, data={"flip": False})
+    found = " ".join(without_effect(idle))
+    for name in ("model.alphas", "model.semseg_classes", "data.flip", "data.threads"):
+        assert f"{name} has no effect" in found
+    assert "data.root" not in found
+    assert not without_effect(read({}))
+
+
+def test_every_recipe_loads_without_warnings():
+    recipes = sorted((ROOT / "configs").glob("*.toml"))
+    assert recipes
+    for path in recipes:
+        assert not without_effect(load(path)), path
+
+
+def test_every_field_is_read_somewhere():
+    read_names = {
+        node.attr
+        for folder in ("engine", "models")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    unread = [name for name in field_names() if name.partition(".")[2] not in read_names]
+    assert not unread
+
+
+def test_every_field_is_documented_where_it_is_declared():
+    for kind in get_type_hints(RunConfig).values():
+        source = Path(__import__(kind.__module__, fromlist=["_"]).__file__).read_text(encoding="utf-8")
+        body = next(
+            node.body
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.ClassDef) and node.name == kind.__name__
+        )
+        for item in dataclasses.fields(kind):
+            place = next(
+                i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign) and node.target.id == item.name
+            )
+            assert isinstance(body[place + 1], ast.Expr) and isinstance(body[place + 1].value.value, str), item.name
