@@ -21,7 +21,7 @@ from omnitrunk.bench.plain_layers import ATTENTIONS
 from omnitrunk.bench.plain_multimae import PlainConfig, PlainMultiMAE, normalize
 from omnitrunk.bench.sizes import SIZES, Size, random_batch
 from omnitrunk.bench.worker import Worker
-from omnitrunk.kernels.adamw import adamw_
+from omnitrunk.kernels import adamw_
 from omnitrunk.models import MultiMAE, MultiMAEConfig
 
 SEED = 0

@@ -55,7 +55,7 @@ class Run:
             "samples_seen": self.loader.samples_seen,
             "seed": self.config.run.seed,
             "fingerprint": self.loader.fingerprint,
-            "meters": self.meters.state(self.loader.faults.bad),
+            "meters": self.meters.state(self.loader.replaced),
             "config": as_dict(self.config),
         }
         keep = self.config.checkpoint.keep

@@ -39,7 +39,7 @@ class Meters:
     def read(self, faulty: int) -> dict[str, float | int | None]:
         """The means of the window (None where every step was skipped) and the counts of the run; empties the window.
 
-        `faulty` counts this process's faulty samples since it started. Every process calls it; the figures are right
+        `faulty` counts the replaced samples of this process since it started. Every process calls it; the figures are right
         on the main one.
         """
         values, faulty = self._gather(faulty)

@@ -67,7 +67,7 @@ def _loop(run: Run, log: RunLog, stop: StopRequest) -> int:
 
         last = step == steps
         if last or step % config.log.every == 0:
-            figures = run.meters.read(run.loader.faults.bad)
+            figures = run.meters.read(run.loader.replaced)
             timing = throughput.lap(steps=step - reported, left=steps - step, data_wait=run.loader.wait_seconds)
             log.write({"step": step, **figures, "lr": lr}, timing)
             reported = step

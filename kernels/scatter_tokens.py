@@ -67,12 +67,10 @@ class _ScatterTokens(torch.autograd.Function):
         grad_rows = grad.index_select(0, index) if needs_rows else None
         if not (needs_fill or needs_table):
             return grad_rows, None, None, None, None
-        bare = grad.new_ones(len(grad)).index_fill_(0, index, 0)
-        # A matrix-vector product: nothing is subtracted, and the gradient is read once.
-        grad_fill = torch.mv(grad.t(), bare) if needs_fill else None
-        grad_table = None
-        if needs_table:
-            grad_table = (grad * bare.unsqueeze(1)).unflatten(0, (-1, ctx.positions)).sum(0)
+        # Written over, not multiplied by 0: a covered row that is not finite has no part in these sums.
+        bare = grad.index_fill(0, index, 0)
+        grad_fill = bare.sum(0) if needs_fill else None
+        grad_table = bare.unflatten(0, (-1, ctx.positions)).sum(0) if needs_table else None
         return grad_rows, None, None, grad_fill, grad_table
 
 

@@ -257,15 +257,15 @@ def test_six_steps_of_training_match_the_published_code():
     images, selection = case_inputs("case_a")
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.05)
-    for step, lr in enumerate(stored["train.lr"].tolist()):
+    for number, lr in enumerate(stored["train.lr"].tolist()):
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad()
         losses = model.losses(model(images, selection), images, selection.masks)
         losses["loss"].backward()
         values = [losses[name].item() for name in ("depth", "norm_rgb", "rgb", "semseg", "loss")]
-        assert values == pytest.approx(stored["train.losses"].view(6, 5)[step].tolist(), rel=1e-9)
+        assert values == pytest.approx(stored["train.losses"].view(6, 5)[number].tolist(), rel=1e-9)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values()])
-        assert norm.item() == pytest.approx(stored["train.grad_norm"][step].item(), rel=1e-7)
+        assert norm.item() == pytest.approx(stored["train.grad_norm"][number].item(), rel=1e-7)
         optimizer.step()
     for name, parameter in parameters.items():
         expected = stored[f"train.final_param_norm.{name}"].item()

@@ -24,6 +24,8 @@ class Batch:
     """int64 (B,): the place of each sample in the run, the key of everything random about it. Stays on the host."""
     plan: MaskPlan | None = None
     """Which tokens are visible; None where nothing is masked."""
+    replaced: np.ndarray | None = None
+    """bool (B,): True for a stand-in of an unreadable sample; None where no sample can be unreadable."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -36,6 +38,7 @@ class Batch:
             labels=_move(self.labels, device),
             positions=self.positions,
             plan=None if self.plan is None else self.plan.to(device),
+            replaced=self.replaced,
         )
 
     def split(self, parts: int) -> list[Batch]:
@@ -52,7 +55,12 @@ class Batch:
         rows = len(self) // parts
         cuts = [slice(start, start + rows) for start in range(0, len(self), rows)]
         return [
-            Batch({name: tensor[cut] for name, tensor in self.tensors.items()}, self.labels[cut], self.positions[cut])
+            Batch(
+                tensors={name: tensor[cut] for name, tensor in self.tensors.items()},
+                labels=self.labels[cut],
+                positions=self.positions[cut],
+                replaced=None if self.replaced is None else self.replaced[cut],
+            )
             for cut in cuts
         ]
 

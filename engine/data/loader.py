@@ -102,7 +102,9 @@ class Loader:
         self.fingerprint = data.fingerprint
         """Identifies the files of the data set: a run resumed on others would be another run."""
         self.faults = Faults(config.bad_fraction, missing=data.missing)
-        """Bad samples so far; `faults.counts()` is for the log."""
+        """Bad samples met so far, those of batches prepared ahead included."""
+        self.replaced = 0
+        """Stand-ins for bad samples in the batches delivered so far: the same number in a run that was resumed."""
         cursor = Cursor(len(data), seed, config.batch, rank, world, samples_seen)
         batches = _training_batches(config, strides, data, self.faults, cursor, device)
         self._start, self._batch, self._micro_batches, self._delivered = samples_seen, config.batch, micro_batches, 0
@@ -115,6 +117,8 @@ class Loader:
     def __next__(self) -> Batch:
         batch = next(self._prefetcher)
         self._delivered += 1
+        if batch.replaced is not None:
+            self.replaced += int(batch.replaced.sum())
         return batch
 
     @property

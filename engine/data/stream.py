@@ -59,4 +59,9 @@ class FolderBatches:
             self._submit(repaired)
             return self._collect(repaired)
         labels = torch.from_numpy(self._source.labels(rows))
-        return Batch(tensors, labels, np.array([row.position for row in rows], dtype=np.int64))
+        return Batch(
+            tensors=tensors,
+            labels=labels,
+            positions=np.array([row.position for row in rows], dtype=np.int64),
+            replaced=np.array([row.attempt > 0 for row in rows]),
+        )

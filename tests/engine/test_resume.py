@@ -19,10 +19,12 @@ ROOT = Path(__file__).parents[2]
 def test_a_run_killed_at_random_is_the_run_that_was_never_killed(tmp_path, seed):
     """SIGKILL in a step, in the middle of a save, and at any moment; 24 samples are 3 steps, so also in mid-epoch."""
     write_folder(tmp_path / "data", "train", 24, np.random.default_rng(seed), height=40, width=40)
+    broken = sorted((tmp_path / "data").rglob("*.jpg"))[3]
+    broken.write_bytes(broken.read_bytes()[:-20])
     options = {
         "steps": 17,
         "run": {"seed": seed},
-        "data": {"source": "folder", "root": str(tmp_path / "data")},
+        "data": {"source": "folder", "root": str(tmp_path / "data"), "bad_fraction": 0.5},
         "optimizer": {"ema_decay": 0.9, "clip": 1.0, "accumulate": 2},
         "model": {"drop_path": 0.2},
     }
@@ -35,6 +37,7 @@ def test_a_run_killed_at_random_is_the_run_that_was_never_killed(tmp_path, seed)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": killed") >= 3
     assert log_of(killed) == log_of(whole)
+    assert log_of(whole)[-1]["faulty_samples"] > 0
     assert weights_of(killed) == weights_of(whole)
     for name in ("ema", "optimizer"):
         files = [Path(config.run.folder) / "latest" / f"{name}.safetensors" for config in (killed, whole)]
