@@ -118,6 +118,38 @@ AdamWTensor adamw_tensor(const TensorRow& row) {
           pointer<float>(second_moment), pointer<float>(average), size, lr, weight_decay};
 }
 
+#ifdef OMNITRUNK_HAS_VECTORS
+// (address, batch stride, row stride, head stride)
+using HeadsTuple = std::tuple<Address, std::size_t, std::size_t, std::size_t>;
+
+template <class T>
+Heads<T> heads(const HeadsTuple& tuple) {
+  const auto [address, batch_stride, row_stride, head_stride] = tuple;
+  return {pointer<T>(address), batch_stride, row_stride, head_stride};
+}
+
+Attention attention_of(const std::array<std::size_t, 5>& sizes, float scale, const std::array<HeadsTuple, 3>& qkv) {
+  const auto [batch, queries, keys, heads_, width] = sizes;
+  return {batch, queries, keys, heads_, width, scale,
+          heads<const float>(qkv[0]), heads<const float>(qkv[1]), heads<const float>(qkv[2])};
+}
+
+void bind_attention(py::module_& m, Isa isa) {
+  m.def("attention", [isa](const std::array<std::size_t, 5>& sizes, float scale, const std::array<HeadsTuple, 3>& qkv,
+                           const HeadsTuple& out, int threads) {
+    const py::gil_scoped_release released;
+    attention(attention_of(sizes, scale, qkv), heads<float>(out), {isa, threads});
+  });
+  m.def("attention_backward", [isa](const std::array<std::size_t, 5>& sizes, float scale,
+                                    const std::array<HeadsTuple, 3>& qkv, const HeadsTuple& grad,
+                                    const std::array<HeadsTuple, 3>& out, int threads) {
+    const py::gil_scoped_release released;
+    const AttentionGradients gradients{heads<float>(out[0]), heads<float>(out[1]), heads<float>(out[2])};
+    attention_backward(attention_of(sizes, scale, qkv), heads<const float>(grad), gradients, {isa, threads});
+  });
+}
+#endif
+
 void bind_optimizer(py::module_& m, Isa isa) {
   m.def("squared_norm", [isa](const std::vector<std::pair<Address, std::size_t>>& rows, int threads) {
     const py::gil_scoped_release released;
@@ -145,5 +177,8 @@ PYBIND11_MODULE(_C, m) {
   omnitrunk::bind_facts(m, isa);
   omnitrunk::bind_masking(m, isa);
   omnitrunk::bind_patches(m, isa);
+#ifdef OMNITRUNK_HAS_VECTORS
+  omnitrunk::bind_attention(m, isa);
+#endif
   omnitrunk::bind_optimizer(m, isa);
 }

@@ -47,6 +47,27 @@ void copy_patches(const PatchGather& gather, std::size_t pixel_bytes, std::uint8
 void normalize_patches(const PatchGather& gather, const std::vector<float>& scale, const std::vector<float>& shift,
                        float* out, Execution execution);
 
+// The rows of all heads of a tensor (batch, length, heads, width); strides count numbers, those along the width are 1.
+template <class T>
+struct Heads {
+  T* data;
+  std::size_t batch_stride, row_stride, head_stride;
+};
+
+// Softmax attention: out = softmax(scale q k^T) v for every sample and head.
+struct Attention {
+  std::size_t batch, queries, keys, heads, width;  // no size is 0, and the width of a head is a multiple of 16
+  float scale;
+  Heads<const float> q, k, v;
+};
+void attention(const Attention& attention, Heads<float> out, Execution execution);
+
+struct AttentionGradients {
+  Heads<float> q, k, v;
+};
+void attention_backward(const Attention& attention, Heads<const float> grad, const AttentionGradients& out,
+                        Execution execution);
+
 struct Values {
   const float* data;
   std::size_t size;

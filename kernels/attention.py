@@ -5,14 +5,13 @@
 Dense: q (B, N, H, d), k and v (B, S, H, d) -> (B, N, H, d). Ragged: q (total_q, H, d), k and v (total_k, H, d), all
 sequences one after the other, sequence i being rows cu_seqlens[i] to cu_seqlens[i + 1] (int32, sequences + 1). Softmax
 runs in float32 or wider. A sequence without keys gives zeros.
-Backward, with P the softmax and o the output: dv = P^T do, ds = P (do v^T - rowsum(do o)), dq = scale ds k,
-dk = scale ds^T q.
-Sources: Vaswani et al. 2017, section 3.2; Dao et al. 2022, appendix B.4 (rowsum(do o)).
+Backward, with P the softmax, computed again from q and k: dv = P^T do, dP = do v^T, ds = P (dP - rowsum(P dP)),
+dq = scale ds k, dk = scale ds^T q.
+Sources: Vaswani et al. 2017, section 3.2; Dao et al. 2022, appendix B (recomputation).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -21,13 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from omnitrunk.kernels import native
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
 from omnitrunk.kernels.gather_tokens import gather_tokens
 
 Dense = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-# Beyond this many scores per head, fused kernels that never write them win.
-MOST_SCORES = 256 * 256
 
 
 def cost(
@@ -61,7 +59,8 @@ def _dense_sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
-def _dense_torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _dense_native(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     return _Attention.apply(q, k, v, scale)
 
 
@@ -124,63 +123,49 @@ def _pick(x: Tensor, rows: Tensor, sequences: int) -> Tensor:
     return picked.view(sequences, len(rows) // sequences, *x.shape[1:])
 
 
-def _by_head(x: Tensor) -> Tensor:
-    """(B, N, H, d) as a contiguous (B * H, N, d)."""
-    return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])
-
-
 class _Attention(torch.autograd.Function):
-    """Writes the scores, and goes backward through them by hand.
-
-    The exponentials are powers of two of scores times log2(e): torch's exp2 is four times faster than its exp on CPUs.
-    They stay unnormalized, for it is the smaller output and its gradient that are divided by the row sums.
-    """
-
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        batch, length, heads, width = q.shape
-        out = q.new_empty(q.shape)
-        q, k, v = _by_head(q), _by_head(k), _by_head(v)
-        exps = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale * math.log2(math.e))
-        exps.sub_(exps.amax(2, keepdim=True)).exp2_()
-        sums = exps.sum(2).view(batch, heads, length, 1)
-        torch.div(torch.bmm(exps, v).view(batch, heads, length, width), sums, out=out.transpose(1, 2))
-        ctx.save_for_backward(q, k, v, exps, sums, out)
+        ctx.save_for_backward(q, k, v)
         ctx.scale = scale
-        return out
+        return native.attention(q, k, v, scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, exps, sums, out = ctx.saved_tensors
-        batch, length, heads, width = out.shape
-        grad = grad.transpose(1, 2).div(sums)
-        along = (grad * out.transpose(1, 2)).sum(3).view(-1, length, 1)
-        grad = grad.reshape(-1, length, width)
-        grad_v = torch.bmm(exps.transpose(1, 2), grad)
-        grad_scores = torch.bmm(grad, v.transpose(1, 2)).sub_(along).mul_(exps)
-        grad_q = torch.empty_like(q).baddbmm_(grad_scores, k, beta=0, alpha=ctx.scale)
-        grad_k = torch.empty_like(k).baddbmm_(grad_scores.transpose(1, 2), q, beta=0, alpha=ctx.scale)
-        return *(x.unflatten(0, (batch, heads)).transpose(1, 2) for x in (grad_q, grad_k, grad_v)), None
+        q, k, v = ctx.saved_tensors
+        grad = grad if grad.stride(3) == 1 else grad.contiguous()
+        return *native.attention_backward(q, k, v, grad, ctx.scale), None
 
 
 OPERATION = Operation("attention", _serving(_dense_reference))
 
 
-def _refuses(q: Tensor, k: Tensor, v: Tensor, scale: float, *ragged: Any) -> str | None:
-    if q.dtype not in (torch.float32, torch.float64):
-        return f"computes in float32 or float64, not in {q.dtype}"
+def _missing() -> str | None:
+    if native.missing_reason() is not None:
+        return native.missing_reason()
+    if not hasattr(native.module(), "attention"):
+        return "needs GCC 12 or newer, or Clang, when csrc is built"
+    return None if native.module().isa() == "avx512" else "only with AVX-512 is it faster than torch"
+
+
+def _refuses(q: Tensor, k: Tensor, v: Tensor, *_others: Any) -> str | None:
+    if q.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return "computes in float32"
+    if q.shape[-1] % 16:
+        return f"takes heads of a width that is a multiple of 16, not {q.shape[-1]}"
     if q.numel() == 0 or k.numel() == 0:
         return "nothing to attend"
-    queries, keys = (q.shape[1], k.shape[1]) if q.dim() == 4 else ragged[2:]
-    if queries * keys > MOST_SCORES:
-        return f"would write {queries} x {keys} scores per head"
     return None
 
 
-OPERATION.backend("torch", devices=("cpu",), why="short sequences: written out and fastest", refuses=_refuses)(
-    _serving(_dense_torch)
-)
+OPERATION.backend(
+    "cpu",
+    devices=("cpu",),
+    why="keeps the scores of a head in the cache",
+    missing=_missing,
+    refuses=_refuses,
+)(_serving(_dense_native))
 OPERATION.backend("sdpa", devices=("cpu", "cuda"), why="torch's fused attention")(_serving(_dense_sdpa))
 
 

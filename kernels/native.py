@@ -104,6 +104,32 @@ def gather_patches(pixels: Tensor, index: Tensor, patch: int, *, mean: Sequence[
     return rows
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Softmax attention: float32 q (B, N, H, d), k and v (B, S, H, d), d a multiple of 16 -> (B, N, H, d).
+
+    The axis of d must be contiguous, the others may have any stride. No size may be 0.
+    """
+    out = torch.empty(q.shape)
+    module().attention(
+        _attention_sizes(q, k), scale, (_heads(q), _heads(k), _heads(v)), _heads(out), torch.get_num_threads()
+    )
+    return out
+
+
+def attention_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v from `grad`, that of the output of `attention`."""
+    grads = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)
+    module().attention_backward(
+        _attention_sizes(q, k),
+        scale,
+        (_heads(q), _heads(k), _heads(v)),
+        _heads(grad),
+        tuple(_heads(x) for x in grads),
+        torch.get_num_threads(),
+    )
+    return grads
+
+
 def squared_norm(tensors: Sequence[Tensor]) -> float:
     """The sum of the squares of all elements of float32 tensors, accumulated in float64 in a fixed order."""
     rows = list(zip(_addresses(tensors), _sizes(tensors), strict=True))
@@ -146,6 +172,17 @@ def _address(tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> int:
     assert tensor.device.type == "cpu" and tensor.is_contiguous(), (tensor.device, tensor.stride())
     assert tensor.dtype == dtype and tensor.shape == tuple(shape), (tensor.dtype, tensor.shape, dtype, shape)
     return tensor.data_ptr()
+
+
+def _attention_sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
+    batch, queries, heads, width = q.shape
+    assert q.numel() and k.numel() and width % 16 == 0 and k.shape == (batch, k.shape[1], heads, width)
+    return batch, queries, k.shape[1], heads, width
+
+
+def _heads(x: Tensor) -> tuple[int, int, int, int]:
+    assert x.device.type == "cpu" and x.dtype == torch.float32 and x.stride(3) == 1, (x.device, x.dtype, x.stride())
+    return x.data_ptr(), *x.stride()[:3]
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
