@@ -64,7 +64,7 @@ def reference(
         )
     else:
         rows = gather_patches(target, index, patch, mean=mean, std=std, dtype=pred.dtype, backend="reference")
-        if standardize:
+        if standardize and len(rows):  # torch warns about the variance of nothing
             rows = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, keepdim=True) + STANDARDIZE_EPS).sqrt()
         errors = (pred - rows).square() if loss == "mse" else (pred - rows).abs()
     return (errors.mean(1) * weight.to(pred.dtype)).sum()
