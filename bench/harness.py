@@ -7,12 +7,13 @@ round runs each contender once, A B A B ..., and a ratio is formed inside each r
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from omnitrunk.engine import durable
 
 Contender = Callable[[], Mapping[str, float]]
 """One unit of work; returns seconds by part. A closure becomes one with ``timed``, a process with ``Worker``."""
@@ -21,30 +22,21 @@ Samples = dict[str, list[Mapping[str, float]]]
 """Contender -> one entry for each round."""
 
 
-def timed(work: Callable[[], object]) -> Contender:
-    """The wall time of ``work()`` as a contender with the single part "total"."""
+def timed(work: Callable[[], object], settle: int = 2) -> Contender:
+    """The wall time of ``work()`` as a contender with the single part "wall".
+
+    On each turn it runs ``settle`` times before the time is taken: cores that waited for their turn are halted or slow,
+    their caches belong to others, and it takes milliseconds until they work as in the middle of a training run.
+    """
 
     def run() -> dict[str, float]:
+        for _ in range(settle):
+            work()
         start = time.perf_counter()
         work()
-        return {"total": time.perf_counter() - start}
+        return {"wall": time.perf_counter() - start}
 
     return run
-
-
-class Stopwatch:
-    """Splits a unit of work into consecutive parts: ``lap(name)`` closes the part that ran since the lap before."""
-
-    def __init__(self) -> None:
-        self.parts: dict[str, float] = {}
-        self._start = self._last = time.perf_counter()
-
-    def lap(self, part: str) -> None:
-        """Books the seconds since the last lap on ``part``, and the sum so far on "total"."""
-        now = time.perf_counter()
-        self.parts.pop("total", None)
-        self.parts |= {part: now - self._last, "total": now - self._start}
-        self._last = now
 
 
 def interleave(contenders: Mapping[str, Contender], rounds: int, warmup: int = 1) -> Samples:
@@ -103,11 +95,6 @@ def markdown(table: Sequence[Mapping[str, object]]) -> str:
 
 def append_json(path: Path, table: Sequence[Mapping[str, object]]) -> None:
     """Adds rows to a file of JSON lines; the old lines are kept, and a crash leaves either the old file or the new."""
-    old = path.read_text() if path.exists() else ""
-    aside = path.with_name(path.name + ".aside")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with aside.open("w") as file:
-        file.write(old + "".join(json.dumps(row) + "\n" for row in table))
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    old = path.read_text() if path.exists() else ""
+    durable.write_text(path, old + "".join(json.dumps(row) + "\n" for row in table))

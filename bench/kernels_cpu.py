@@ -1,12 +1,14 @@
 """Three host kernels against the PyTorch that people write: mask sampling, patch gathering, the optimizer.
 
-The contenders of a case share one process, take turns, and do the same job; results are compared before they are timed.
+The contenders of a case do the same job; their results are compared before they are timed. Each runs in a process of
+its own, because large temporaries of one change the allocator under the others, and they take turns.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +18,14 @@ from torch import Tensor
 
 from omnitrunk.bench import harness, machine
 from omnitrunk.bench.plain_multimae import IMAGENET_MEAN, IMAGENET_STD
-from omnitrunk.kernels import adamw_, sample_mask
+from omnitrunk.bench.worker import Worker
+from omnitrunk.kernels.adamw import adamw_
+from omnitrunk.kernels.adamw import cost as adamw_cost
+from omnitrunk.kernels.cost import Cost
+from omnitrunk.kernels.patches import cost as patches_cost
 from omnitrunk.kernels.patches import gather_patches
+from omnitrunk.kernels.sample_mask import cost as mask_cost
+from omnitrunk.kernels.sample_mask import sample_mask
 
 PATCHES, KEPT, PATCH, GRID = 196, 49, 16, 14
 BETAS, EPS, LR, WEIGHT_DECAY, MAX_NORM, EMA_DECAY = (0.9, 0.95), 1e-8, 1e-4, 0.05, 1.0, 0.999
@@ -25,11 +33,11 @@ BETAS, EPS, LR, WEIGHT_DECAY, MAX_NORM, EMA_DECAY = (0.9, 0.95), 1e-8, 1e-4, 0.0
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One job, the ways to do it (the first is the baseline), and the least bytes it must move."""
+    """One job, the ways to do it (the first is the baseline), and the least work it takes."""
 
     name: str
     contenders: dict[str, Callable[[], object]]
-    least_bytes: int
+    least: Cost
 
 
 def torch_masks(samples: int) -> tuple[Tensor, Tensor]:
@@ -51,7 +59,7 @@ def mask_case(samples: int) -> Case:
             "torch, two argsorts": lambda: torch_masks(samples),
             "omnitrunk": lambda: sample_mask(counts, (PATCHES,), KEPT, seed=0, positions=positions),
         },
-        least_bytes=samples * (8 * KEPT + PATCHES),
+        least=mask_cost(samples, PATCHES, keep=KEPT),
     )
 
 
@@ -83,14 +91,14 @@ def patch_case(images: int) -> Case:
     contenders = {
         "torch, normalize then gather": lambda: normalize_then_gather(pixels, index),
         "torch, gather then normalize": lambda: gather_then_normalize(pixels, index),
-        "omnitrunk": lambda: gather_patches(pixels, index, PATCH, IMAGENET_MEAN, IMAGENET_STD),
+        "omnitrunk": lambda: gather_patches(pixels, index, PATCH, mean=IMAGENET_MEAN, std=IMAGENET_STD),
     }
     for contender in contenders.values():
         torch.testing.assert_close(contender(), normalize_then_gather(pixels, index), rtol=0, atol=1e-5)
     return Case(
         name=f"gather_patches {images} x ({KEPT} of {PATCHES}), {side} px",
         contenders=contenders,
-        least_bytes=index.numel() * PATCH**2 * 3 * (1 + 4),
+        least=patches_cost(len(index), PATCH**2 * 3),
     )
 
 
@@ -148,7 +156,6 @@ def our_update(weights: Weights) -> Callable[[], None]:
 
     @torch.no_grad()
     def update() -> None:
-        step.add_(1)
         grads = [param.grad for param in weights.params]
         lists = (weights.params, grads, weights.first, weights.second)
         adamw_(*lists, step, **hyper, emas=weights.averages, ema_decay=EMA_DECAY)
@@ -169,30 +176,49 @@ def adamw_case(width: int, depth: int) -> Case:
         torch.testing.assert_close(sets[name].averages, plain.averages, rtol=1e-5, atol=1e-6)
     count = sum(param.numel() for param in plain.params)
     return Case(
-        name=f"clip, AdamW and EMA, {count / 1e6:.1f}M parameters", contenders=contenders, least_bytes=40 * count
+        name=f"clip, AdamW and EMA, {count / 1e6:.1f}M parameters",
+        contenders=contenders,
+        least=adamw_cost(count, ema=True),
     )
 
 
-def cases(quick: bool) -> Iterator[Case]:
-    """All cases, each built when its turn comes; ``quick`` shrinks them to a trial run."""
-    yield mask_case(32 if quick else 4096)
-    yield patch_case(2 if quick else 128)
-    yield adamw_case(*((16, 1) if quick else (384, 13)))
+CASES: dict[str, Callable[[bool], Case]] = {
+    "sample_mask": lambda quick: mask_case(32 if quick else 4096),
+    "gather_patches": lambda quick: patch_case(2 if quick else 128),
+    "adamw": lambda quick: adamw_case(*((16, 1) if quick else (384, 13))),
+}
+"""Name -> the case in its full or its trial size."""
+
+
+def contender(case: str, name: str, quick: bool, threads: int) -> harness.Contender:
+    """One contender of a case, for a process of its own."""
+    torch.set_num_threads(threads)
+    return harness.timed(CASES[case](quick).contenders[name])
+
+
+def measure(case: str, names: Sequence[str], quick: bool, threads: int, rounds: int) -> harness.Samples:
+    """Seconds of the contenders of a case, in turns."""
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(Worker(contender, case, name, quick, threads, threads=threads)) for name in names
+        }
+        return harness.interleave(workers, rounds, warmup=3)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures every case, prints the table and the distance to the floor, and appends the rows to a file if asked."""
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    context = machine.context(options.threads)
-    bandwidth = machine.copy_bandwidth(0.1 if options.quick else 1.0)
-    table = []
-    for case in cases(options.quick):
-        contenders = {name: harness.timed(work) for name, work in case.contenders.items()}
-        samples = harness.interleave(contenders, rounds=3 if options.quick else options.rounds, warmup=3)
-        floor = {"least_bytes": case.least_bytes, "floor_seconds": case.least_bytes / bandwidth}
-        table += harness.rows(case.name, samples, context | {"copy_rate": bandwidth} | floor)
+    neighbors, table = machine.Neighbors(), []
+    bandwidth = machine.memory_bandwidth(0.1 if options.quick else 2.0)
+    for name in options.cases:
+        case = CASES[name](options.quick)
+        floor = {"bandwidth": bandwidth, "least_bytes": case.least.bytes, "floor_seconds": case.least.bytes / bandwidth}
+        rounds = 3 if options.quick else options.rounds
+        samples = measure(name, list(case.contenders), options.quick, options.threads, rounds)
+        table += harness.rows(case.name, samples, machine.context(options.threads, neighbors) | floor)
     print(harness.markdown(table), f"Floor: the bytes that must move, at {bandwidth / 1e9:.1f} GB/s.", sep="\n\n")
+    print(f"In the end, {machine.disturbance(table[-1])}.")
     for row in table:
         print(f"{row['benchmark']}, {row['contender']}: {row['median'] / row['floor_seconds']:.2f} times the floor")
     if options.json:
@@ -203,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     options = argparse.ArgumentParser(prog="omnitrunk bench kernels", description=__doc__)
+    options.add_argument("--cases", choices=CASES, nargs="+", default=list(CASES), help="what to measure")
     options.add_argument("--rounds", type=int, default=30, help="measured runs of each contender")
     options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each contender")
     options.add_argument("--quick", action="store_true", help="small sizes and three rounds: does it run?")

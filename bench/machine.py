@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -50,11 +50,15 @@ def matmul_rates(budget: float = 3.0, sizes: tuple[int, ...] = (512, 1024, 2048)
     return rates
 
 
-def copy_bandwidth(budget: float = 1.0, megabytes: int = 256) -> float:
-    """Bytes per second, read plus written, of copying a block that fits in no cache."""
+def memory_bandwidth(budget: float = 2.0, megabytes: int = 256) -> float:
+    """Bytes per second, read plus written, on blocks that fit in no cache: a copy or a change in place, what is faster.
+
+    A copy may have to fetch the lines that it overwrites, traffic which nobody asked for; a change in place never does.
+    """
     source = torch.zeros(megabytes * 250_000)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), budget)
+    target = torch.zeros_like(source)
+    ways = (lambda: target.copy_(source), lambda: target.neg_())
+    return max(2 * source.nbytes / best_seconds(way, budget / len(ways)) for way in ways)
 
 
 def cpu_model() -> str:
@@ -87,21 +91,47 @@ def version(package: str) -> str:
         return "absent"
 
 
-def context(threads: int) -> dict[str, object]:
-    """What every row states besides its numbers: command, device, threads, versions, commit.
+class Neighbors:
+    """How much of the machine other processes took since this object was made."""
 
-    ``load`` is the number of processes that ran or waited in the minute before: above the threads in use, the numbers
-    were disturbed.
-    """
+    def __init__(self) -> None:
+        self._start = self._readings()
+
+    def cores(self) -> float | None:
+        """Mean number of cores taken by others; this process's ended children are its own. None where nobody counts."""
+        if self._start is None:
+            return None
+        wall, busy, own = (now - then for now, then in zip(self._readings(), self._start, strict=True))
+        return max(0.0, busy - own) / wall
+
+    @staticmethod
+    def _readings() -> tuple[float, float, float] | None:
+        """Seconds by the clock, of all busy cores together, and of this process and its ended children."""
+        counters = Path("/proc/stat")
+        if not counters.exists():
+            return None
+        user, nice, system, _idle, _waiting, *interrupts = map(int, counters.read_text().splitlines()[0].split()[1:9])
+        busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, sum(os.times()[:4])
+
+
+def context(threads: int, neighbors: Neighbors) -> dict[str, object]:
+    """What every row states besides its numbers: command, device, threads, versions, commit, and who disturbed."""
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "device": cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "load": os.getloadavg()[0],
+        "cores_of_others": neighbors.cores(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": version("triton"),
         "commit": commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def disturbance(row: Mapping[str, object]) -> str:
+    """What a reader must know before believing a row's times."""
+    cores = row["cores_of_others"]
+    return "nobody counted other processes" if cores is None else f"other processes took {cores:.2f} cores meanwhile"

@@ -1,7 +1,9 @@
 """One training step of the engine against the plain model: normalize, mask, forward, backward, optimizer.
 
-Every contender runs in a process of its own; they take turns, one step each. Before them, the machine's matrix and copy
-rates are measured, and after them once more, so that the table can end in what arithmetic alone would allow.
+Every contender runs in a process of its own; they take turns, one step each, on the same batch and with masks of their
+own. Both take the gradient norm, which every loop logs. The plain model normalizes all pixels in "prepare", the engine
+only the visible and the scored ones, in "forward". Before and after, the machine's matrix and memory rates are
+measured, so that the table can end in what arithmetic alone would allow.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +24,17 @@ from omnitrunk.bench.plain_layers import ATTENTIONS
 from omnitrunk.bench.plain_multimae import PlainConfig, PlainMultiMAE, normalize
 from omnitrunk.bench.sizes import SIZES, Size, random_batch
 from omnitrunk.bench.worker import Worker
-from omnitrunk.kernels import adamw_
+from omnitrunk.engine.optimizer import AdamW, OptimizerConfig
+from omnitrunk.engine.stopwatch import Stopwatch
+from omnitrunk.kernels.adamw import cost as adamw_cost
 from omnitrunk.models import MultiMAE, MultiMAEConfig
 
 SEED = 0
 ADAMW = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.05}
-ADAMW_BYTES = 28
-"""Least traffic per float32 parameter: weight, gradient and two moments read, all but the gradient written."""
 
 
 def plain_step(size_name: str, attention: str, fused: bool, threads: int) -> harness.Contender:
-    """The plain model's step. Like every training loop that logs, it takes the global gradient norm."""
+    """The plain model's step."""
     torch.set_num_threads(threads)
     torch.manual_seed(SEED)
     size = SIZES[size_name]
@@ -41,20 +44,20 @@ def plain_step(size_name: str, attention: str, fused: bool, threads: int) -> har
     batch = random_batch(size, SEED)
 
     def step() -> Mapping[str, float]:
-        watch = harness.Stopwatch()
-        images = normalize(batch)
-        selection = model.draw_selection(size.batch)
-        watch.lap("prepare")
-        losses = model.losses(model(images, selection), images, selection.masks)
-        watch.lap("forward")
-        losses["loss"].backward()
-        watch.lap("backward")
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        optimizer.step()
-        optimizer.zero_grad()
-        watch.lap("optimizer")
+        watch = Stopwatch()
+        with watch.spent_on("prepare"):
+            images = normalize(batch)
+            selection = model.draw_selection(size.batch)
+        with watch.spent_on("forward"):
+            loss = model.losses(model(images, selection), images, selection.masks)["loss"]
+        with watch.spent_on("backward"):
+            loss.backward()
+        with watch.spent_on("optimizer"):
+            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+            optimizer.step()
+            optimizer.zero_grad()
         assert norm.isfinite(), "a random batch must give finite gradients"
-        return watch.parts
+        return watch.lap()
 
     return step
 
@@ -86,41 +89,36 @@ def engine_step(size_name: str, threads: int) -> harness.Contender:
     torch.set_num_threads(threads)
     size = SIZES[size_name]
     model = MultiMAE(engine_config(size.model), SEED)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    first = [torch.zeros_like(parameter) for parameter in parameters]
-    second = [torch.zeros_like(parameter) for parameter in parameters]
-    count = torch.zeros(())
+    optimizer = AdamW(model.parameter_groups(ADAMW["weight_decay"]), OptimizerConfig(**ADAMW))
     batch = random_batch(size, SEED)
-    positions = np.arange(size.batch)
+    positions = count(step=size.batch)
 
     def step() -> Mapping[str, float]:
-        watch = harness.Stopwatch()
-        count.add_(1)
-        plan = model.plan(SEED, positions + size.batch * int(count))
-        watch.lap("prepare")
-        losses = model(batch, plan)
-        watch.lap("forward")
-        losses["loss"].backward()
-        watch.lap("backward")
-        gradients = [parameter.grad for parameter in parameters]
-        norm, _ = adamw_(parameters, gradients, first, second, count, max_norm=None, **ADAMW)
-        model.zero_grad()
-        watch.lap("optimizer")
-        assert norm.isfinite(), "a random batch must give finite gradients"
-        return watch.parts
+        watch = Stopwatch()
+        with watch.spent_on("prepare"):
+            plan = model.plan(SEED, next(positions) + np.arange(size.batch))
+        with watch.spent_on("forward"):
+            loss = model(batch, plan)["loss"]
+        with watch.spent_on("backward"):
+            loss.backward()
+        with watch.spent_on("optimizer"):
+            _, skipped = optimizer.update(ADAMW["lr"])
+            optimizer.clear_gradients()
+        assert not skipped, "a random batch must give finite gradients"
+        return watch.lap()
 
     return step
 
 
 def machine_rates(quick: bool) -> dict[str, float]:
-    """FLOP/s of products by library, and bytes/s of copies."""
+    """FLOP/s of products by library, and bytes/s of memory."""
     budget = 0.1 if quick else 3.0
-    return machine.matmul_rates(budget) | {"copy": machine.copy_bandwidth(budget)}
+    return machine.matmul_rates(budget) | {"memory": machine.memory_bandwidth(budget)}
 
 
 def floors(size: Size, rates: Mapping[str, float]) -> dict[str, object]:
     """The arithmetic of one step of the whole batch, in FLOP and in seconds at the best of the machine's rates."""
-    best = max(rate for name, rate in rates.items() if name != "copy")
+    best = max(rate for name, rate in rates.items() if name != "memory")
     plain = step_flops(size.model, least=False).step * size.batch
     least = step_flops(size.model, least=True).step * size.batch
     with torch.device("meta"):
@@ -132,7 +130,7 @@ def floors(size: Size, rates: Mapping[str, float]) -> dict[str, object]:
         "plain_step_flop": plain,
         "least_step_flop": least,
         "least_matmul_seconds": least / best,
-        "least_adamw_seconds": ADAMW_BYTES * parameters / rates["copy"],
+        "least_adamw_seconds": adamw_cost(parameters).bytes / rates["memory"],
     }
 
 
@@ -141,13 +139,13 @@ def limits(table: Sequence[Mapping[str, object]], floor: Mapping[str, object]) -
     rates = ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in floor["rates"].items())
     products, adamw = floor["least_matmul_seconds"], floor["least_adamw_seconds"]
     lines = [
-        f"Machine (FLOP of float32 products, bytes of copies): {rates}.",
+        f"Machine (FLOP of float32 products, bytes of memory): {rates}; {machine.disturbance(table[0])}.",
         f"One step of {floor['batch']} samples: {floor['plain_step_flop'] / 1e9:.1f} GFLOP in the plain model, "
         f"{floor['least_step_flop'] / 1e9:.1f} GFLOP needed; AdamW on {floor['parameters']:,} parameters.",
         f"Floor at the best rates: {1e3 * products:.1f} ms of products and {1e3 * adamw:.1f} ms of AdamW traffic.",
     ]
     for row in table:
-        if row["part"] == "total":
+        if row["part"] == "wall":
             share, left = 100 * products / row["median"], row["median"] / (products + adamw)
             lines.append(f"{row['contender']}: {share:.0f} % of the step is arithmetic; {left:.2f} times the floor.")
     return "\n".join(lines)
@@ -183,12 +181,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     size, steps = ("tiny", 2) if options.quick else (options.size, options.steps)
     torch.set_num_threads(options.threads)
-    context = machine.context(options.threads)
+    neighbors = machine.Neighbors()
     before = machine_rates(options.quick)
     samples = measure(size, options.attention, options.fused, options.threads, steps)
     after = machine_rates(options.quick)
     floor = floors(SIZES[size], {name: max(rate, after[name]) for name, rate in before.items()})
-    table = harness.rows(f"step {size}", samples, context | floor)
+    table = harness.rows(f"step {size}", samples, machine.context(options.threads, neighbors) | floor)
     print(harness.markdown(table), limits(table, floor), sep="\n\n")
     if options.json:
         harness.append_json(options.json, table)

@@ -39,8 +39,8 @@ class Meters:
     def read(self, faulty: int) -> dict[str, float | int | None]:
         """The means of the window (None where every step was skipped) and the counts of the run; empties the window.
 
-        `faulty` counts the replaced samples of this process since it started. Every process calls it; the figures are right
-        on the main one.
+        `faulty` counts the replaced samples of this process since it started. Every process calls it; the figures are
+        right on the main one.
         """
         values, faulty = self._gather(faulty)
         *sums, count, skipped = values

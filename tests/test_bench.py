@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def test_contenders_take_turns_and_warmup_is_dropped():
     assert samples == {"a": [{"total": 3.0}, {"total": 5.0}], "b": [{"total": 4.0}, {"total": 6.0}]}
 
 
+def test_only_the_settled_call_is_timed():
+    sleeps = iter([0.05, 0.05, 0.0])
+    assert harness.timed(lambda: time.sleep(next(sleeps)), settle=2)()["wall"] < 0.05
+    assert next(sleeps, None) is None
+
+
 def test_no_rounds_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         harness.interleave({}, rounds=0)
@@ -74,14 +81,6 @@ def test_a_part_that_the_baseline_lacks_has_no_ratio():
     assert "| case | b | total | 4000.00 [4000.00-4000.00] | 0.25 [0.25-0.25] |" in harness.markdown(table)
 
 
-def test_stopwatch_parts_add_up_and_total_comes_last():
-    watch = harness.Stopwatch()
-    for part in ("one", "two", "three"):
-        watch.lap(part)
-    assert list(watch.parts) == ["one", "two", "three", "total"]
-    assert sum(watch.parts.values()) == pytest.approx(2 * watch.parts["total"])
-
-
 def test_json_lines_are_added_to_what_is_there(tmp_path):
     path = tmp_path / "deep" / "rows.jsonl"
     harness.append_json(path, [{"a": 1}])
@@ -91,15 +90,23 @@ def test_json_lines_are_added_to_what_is_there(tmp_path):
 
 
 def test_every_row_says_where_it_comes_from():
-    context = machine.context(threads=3)
+    context = machine.context(3, machine.Neighbors())
     assert context["threads"] == 3 and context["torch"] == torch.__version__
-    assert {"command", "device", "commit", "triton", "python", "load"} <= set(context)
-    assert all(context.values() is not None for _ in context)
+    assert {"command", "device", "commit", "triton", "python", "cores_of_others"} <= set(context)
+
+
+def test_own_work_is_not_a_neighbors(monkeypatch):
+    """Of three busy seconds in ten, this process and its children had two."""
+    readings = iter([(0.0, 5.0, 1.0), (10.0, 8.0, 3.0)])
+    monkeypatch.setattr(machine.Neighbors, "_readings", staticmethod(lambda: next(readings)))
+    cores = machine.Neighbors().cores()
+    assert cores == pytest.approx(0.1)
+    assert machine.disturbance({"cores_of_others": cores}) == "other processes took 0.10 cores meanwhile"
 
 
 def test_rates_are_positive():
     assert all(rate > 1e6 for rate in machine.matmul_rates(0.05, sizes=(64,)).values())
-    assert machine.copy_bandwidth(0.01, megabytes=1) > 1e6
+    assert machine.memory_bandwidth(0.01, megabytes=1) > 1e6
 
 
 # Workers
@@ -369,10 +376,19 @@ def test_engine_and_peer_do_the_same_step(seed):
         assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name
 
 
-@pytest.mark.parametrize("command", [step.main, kernels_cpu.main])
-def test_quick_runs_write_complete_rows(command, tmp_path, capsys):
+@pytest.mark.parametrize("case", kernels_cpu.CASES)
+def test_contenders_of_a_case_agree(case):
+    """Building a case compares the results of its contenders; they also have to run twice."""
+    for work in kernels_cpu.CASES[case](True).contenders.values():
+        work()
+
+
+@pytest.mark.parametrize(
+    ("command", "choice"), [(step.main, ["--attention", "eager"]), (kernels_cpu.main, ["--cases", "sample_mask"])]
+)
+def test_quick_runs_write_complete_rows(command, choice, tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
-    assert command(["--quick", "--threads", "1", "--json", str(path)]) == 0
+    assert command(["--quick", *choice, "--threads", "1", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     table = [json.loads(line) for line in path.read_text().splitlines()]
     assert {"omnitrunk", "engine"} & {row["contender"] for row in table}
