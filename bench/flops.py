@@ -36,16 +36,16 @@ def attention(queries: float, keys: float, width: int) -> float:
 
 
 def block(tokens: float, width: int, ratio: int, used: float | None = None) -> float:
-    """A transformer block on ``tokens``, of which only ``used`` are needed afterwards (keys and values need all)."""
+    """A transformer block on `tokens`, of which only `used` are needed afterwards (keys and values need all)."""
     used = tokens if used is None else used
     keys_values = 2 * tokens * width * 2 * width
     return keys_values + used * 2 * width * width * (2 + 2 * ratio) + attention(used, tokens, width)
 
 
 def decoder(task: str, config: PlainConfig, masked: float, queries: float) -> float:
-    """One decoder, of which ``masked`` predictions are needed: only those go through its last block and its output.
+    """One decoder, of which `masked` predictions are needed: only those go through its last block and its output.
 
-    ``queries`` is the number of rows that the query projection takes.
+    `queries` is the number of rows that the query projection takes.
     """
     width, ratio = config.decoder_width, config.mlp_ratio
     size = config.grid[0] * config.grid[1]
@@ -61,7 +61,7 @@ def decoder(task: str, config: PlainConfig, masked: float, queries: float) -> fl
 def step_flops(config: PlainConfig, *, least: bool) -> StepFlops:
     """One sample's forward and backward.
 
-    With ``least``, what the result needs: only the K kept tokens are projected and only masked patches are predicted,
+    With `least`, what the result needs: only the K kept tokens are projected and only masked patches are predicted,
     an equal share of every task being visible on average; the queries of masked positions are the same for all samples,
     so in a large batch their projection costs nothing. Without it, what the plain model does. A backward pass costs
     twice the forward pass, less the gradients of images, which nobody asks for.

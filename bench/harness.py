@@ -16,16 +16,16 @@ import numpy as np
 from omnitrunk.engine import durable
 
 Contender = Callable[[], Mapping[str, float]]
-"""One unit of work; returns seconds by part. A closure becomes one with ``timed``, a process with ``Worker``."""
+"""One unit of work; returns seconds by part. A closure becomes one with `timed`, a process with `Worker`."""
 
 Samples = dict[str, list[Mapping[str, float]]]
 """Contender -> one entry for each round."""
 
 
 def timed(work: Callable[[], object], settle: int = 2) -> Contender:
-    """The wall time of ``work()`` as a contender with the single part "wall".
+    """The wall time of `work()` as a contender with the single part "wall".
 
-    On each turn it runs ``settle`` times before the time is taken: cores that waited for their turn are halted or slow,
+    On each turn it runs `settle` times before the time is taken: cores that waited for their turn are halted or slow,
     their caches belong to others, and it takes milliseconds until they work as in the middle of a training run.
     """
 
@@ -40,7 +40,7 @@ def timed(work: Callable[[], object], settle: int = 2) -> Contender:
 
 
 def interleave(contenders: Mapping[str, Contender], rounds: int, warmup: int = 1) -> Samples:
-    """Runs every contender once a round, in the given order; the first ``warmup`` rounds are thrown away."""
+    """Runs every contender once a round, in the given order; the first `warmup` rounds are thrown away."""
     if rounds < 1:
         raise ValueError(f"rounds={rounds} measures nothing; ask for at least 1")
     samples: Samples = {name: [] for name in contenders}
@@ -66,7 +66,7 @@ def paired_ratios(baseline: Sequence[float], other: Sequence[float]) -> list[flo
 def rows(benchmark: str, samples: Samples, context: Mapping[str, object]) -> list[dict[str, object]]:
     """One row for each contender and part, times in seconds; the first contender is the baseline of all ratios.
 
-    ``context`` (see ``machine.context``) is repeated in every row, so that a row means something on its own.
+    `context` (see `machine.context`) is repeated in every row, so that a row means something on its own.
     """
     baseline = next(iter(samples))
     result = []
@@ -83,7 +83,7 @@ def rows(benchmark: str, samples: Samples, context: Mapping[str, object]) -> lis
 
 
 def markdown(table: Sequence[Mapping[str, object]]) -> str:
-    """Rows of ``rows`` as a Markdown table: median [p10-p90] in milliseconds, and the speed-up over the baseline."""
+    """Rows of `rows` as a Markdown table: median [p10-p90] in milliseconds, and the speed-up over the baseline."""
     lines = ["| benchmark | contender | part | ms, median [p10-p90] | speed-up, median [p10-p90] |", "|---" * 5 + "|"]
     for row in table:
         times = "{:.2f} [{:.2f}-{:.2f}]".format(*(1e3 * row[key] for key in ("median", "p10", "p90")))

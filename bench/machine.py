@@ -17,7 +17,7 @@ import torch
 
 
 def best_seconds(work: Callable[[], object], budget: float) -> float:
-    """Shortest time of ``work()`` in ``budget`` seconds: the least disturbed run is the closest to what is possible."""
+    """Shortest time of `work()` in `budget` seconds: the least disturbed run is the closest to what is possible."""
     work()
     best, end = float("inf"), time.perf_counter() + budget
     while time.perf_counter() < end:

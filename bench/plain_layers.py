@@ -102,7 +102,7 @@ def sincos_table(width: int, grid: tuple[int, int]) -> Tensor:
 
 
 def frozen_positions(width: int, grid: tuple[int, int]) -> nn.Parameter:
-    """The table of ``sincos_table`` as a parameter that takes no gradient, the way checkpoints store it."""
+    """The table of `sincos_table` as a parameter that takes no gradient, the way checkpoints store it."""
     return nn.Parameter(sincos_table(width, grid), requires_grad=False)
 
 
@@ -113,7 +113,7 @@ def resized_positions(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor
 
 
 def gather_rows(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Tokens (B, N, D) at ids (B, K) -> (B, K, D), with the index expanded over the width as ``torch.gather`` wants."""
+    """Tokens (B, N, D) at ids (B, K) -> (B, K, D), with the index expanded over the width as `torch.gather` wants."""
     return torch.gather(tokens, 1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 

@@ -19,7 +19,7 @@ def standardize_patches(image: Tensor, patch: int) -> Tensor:
 def masked_mean(error: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
     """Mean of the pixel errors (B, h, w) over the masked pixels of each sample, then over the samples that have some.
 
-    ``mask`` (B, n) 1 = masked on a ``grid`` of patches, enlarged to pixels here; None takes all pixels.
+    `mask` (B, n) 1 = masked on a `grid` of patches, enlarged to pixels here; None takes all pixels.
     """
     if mask is None:
         return error.mean()

@@ -1,6 +1,6 @@
 """The mask sampler of the plain peer: Dirichlet split over tasks, then argsort of noise, twice.
 
-Bachmann et al. 2022, section 3.3, in the form of the released sampler: see ``select``.
+Bachmann et al. 2022, section 3.3, in the form of the released sampler: see `select`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.distributions import Dirichlet
 class Selection:
     """Which tokens are visible: all tokens of all tasks stand side by side, N in all, and K of them are kept.
 
-    ``ids_keep`` int64 (B, K); ``ids_restore`` int64 (B, N), the inverse of the shuffle whose head is ``ids_keep``;
-    ``masks`` task -> int64 (B, n), 0 visible, 1 masked.
+    `ids_keep` int64 (B, K); `ids_restore` int64 (B, N), the inverse of the shuffle whose head is `ids_keep`;
+    `masks` task -> int64 (B, n), 0 visible, 1 masked.
     """
 
     ids_keep: Tensor
@@ -29,8 +29,8 @@ class Selection:
 def select(counts: Tensor, noise: Mapping[str, Tensor], shuffle_noise: Tensor, keep: int) -> Selection:
     """The selection that follows from given noise.
 
-    ``counts`` int64 (B, T) is the wish per task, ``noise`` task -> (B, n) picks that many positions of each task, and
-    ``shuffle_noise`` (B, N) orders the tokens: wished ones first, each group at random. The first ``keep`` stay,
+    `counts` int64 (B, T) is the wish per task, `noise` task -> (B, n) picks that many positions of each task, and
+    `shuffle_noise` (B, N) orders the tokens: wished ones first, each group at random. The first `keep` stay,
     so surplus wishes are dropped and shortages filled at random from everything still masked.
     """
     wished = [
@@ -51,7 +51,7 @@ def select(counts: Tensor, noise: Mapping[str, Tensor], shuffle_noise: Tensor, k
 
 
 def sample(batch: int, sizes: Mapping[str, int], keep: int, alphas: Mapping[str, float]) -> Selection:
-    """Draws ``keep`` tokens out of ``sizes`` task -> n, from PyTorch's global generator like any script."""
+    """Draws `keep` tokens out of `sizes` task -> n, from PyTorch's global generator like any script."""
     proportions = Dirichlet(torch.tensor([alphas[task] for task in sizes])).sample((batch,))
     counts = (proportions * keep).round().long()
     noise = {task: torch.rand(batch, size) for task, size in sizes.items()}

@@ -40,8 +40,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class PlainConfig:
     """Sizes of a plain MultiMAE; the defaults are those of the published base model.
 
-    ``inputs`` is also the order of the token sequence; ``outputs`` may name ``norm_rgb``, rgb standardized by patch.
-    ``image_size`` (height, width) in pixels fixes the stored position tables; ``keep`` is K, out of all N tokens.
+    `inputs` is also the order of the token sequence; `outputs` may name `norm_rgb`, rgb standardized by patch.
+    `image_size` (height, width) in pixels fixes the stored position tables; `keep` is K, out of all N tokens.
     """
 
     inputs: tuple[str, ...] = ("rgb", "depth", "semseg")
@@ -196,7 +196,7 @@ class PlainMultiMAE(nn.Module):
         return sample(batch, dict.fromkeys(self.config.inputs, size), self.config.keep, self.config.alphas)
 
     def forward(self, images: Mapping[str, Tensor], selection: Selection) -> dict[str, Tensor]:
-        """Normalized images (see ``normalize``) -> output task -> prediction image (B, C, h, w)."""
+        """Normalized images (see `normalize`) -> output task -> prediction image (B, C, h, w)."""
         tokens = torch.cat([self.input_adapters[task](images[task]) for task in self.config.inputs], dim=1)
         kept = gather_rows(tokens, selection.ids_keep)
         encoded = self.encoder(torch.cat([kept, self.global_tokens.expand(len(kept), -1, -1)], dim=1))

@@ -152,7 +152,7 @@ def limits(table: Sequence[Mapping[str, object]], floor: Mapping[str, object]) -
 
 
 def measure(size: str, attentions: Sequence[str], fused: bool, threads: int, steps: int) -> harness.Samples:
-    """The contenders' parts over ``steps`` rounds; the first attention named is the baseline."""
+    """The contenders' parts over `steps` rounds; the first attention named is the baseline."""
     optimizer = "fused AdamW" if fused else "AdamW"
     with ExitStack() as stack:
         contenders: dict[str, harness.Contender] = {}

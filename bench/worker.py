@@ -17,9 +17,9 @@ from omnitrunk.bench.harness import Contender
 
 
 class Worker:
-    """Calls ``factory(*arguments)`` in a fresh process and then behaves like the contender it returned.
+    """Calls `factory(*arguments)` in a fresh process and then behaves like the contender it returned.
 
-    ``factory`` must be importable (a module's function). ``threads`` is set before any library loads in the process.
+    `factory` must be importable (a module's function). `threads` is set before any library loads in the process.
     A failure inside is raised here as RuntimeError with the worker's traceback.
     """
 

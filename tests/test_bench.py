@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omnitrunk.bench import harness, kernels_cpu, machine, plain_masking, step
 from omnitrunk.bench.flops import step_flops
-from omnitrunk.bench.plain_layers import ATTENTIONS
+from omnitrunk.bench.plain_layers import ATTENTIONS, resized_positions, sincos_table
 from omnitrunk.bench.plain_masking import Selection
-from omnitrunk.bench.plain_multimae import PlainConfig, PlainMultiMAE, normalize
+from omnitrunk.bench.plain_multimae import PlainConfig, PlainMultiMAE, normalize, standardize_depth
 from omnitrunk.bench.sizes import SIZES, random_batch
 from omnitrunk.bench.worker import Worker
 from omnitrunk.models import MultiMAE
@@ -277,6 +278,22 @@ def test_six_steps_of_training_match_the_published_code():
     for name, parameter in parameters.items():
         expected = stored[f"train.final_param_norm.{name}"].item()
         assert parameter.norm().item() == pytest.approx(expected, rel=1e-7), name
+
+
+def test_position_tables_match_the_published_code():
+    """Square and not, and resampled both ways."""
+    for name, stored in fixture("posemb").items():
+        rows, columns, width, *resampled = re.fullmatch(r"pos_(\d+)x(\d+)_d(\d+)(?:_(\w+)_(\d+)x(\d+))?", name).groups()
+        table = sincos_table(int(width), (int(rows), int(columns)))
+        if resampled[0]:
+            mode, grid = resampled[0], (int(resampled[1]), int(resampled[2]))
+            table = resized_positions(table, grid, mode).transpose(1, 2).unflatten(2, grid)
+        torch.testing.assert_close(table, stored, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_depth_is_standardized_as_in_the_published_code():
+    stored = fixture("preproc")
+    torch.testing.assert_close(standardize_depth(stored["depth.in"]), stored["depth.pretrain_standardised"])
 
 
 @pytest.mark.parametrize("case", CASES)
