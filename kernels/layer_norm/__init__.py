@@ -11,9 +11,12 @@ Sources: Ba et al. 2016 (LayerNorm); Touvron et al. 2021, section 2 (LayerScale)
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional
 
+from omnitrunk.kernels import gpu
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
 
@@ -45,6 +48,13 @@ def reference(
 
 
 OPERATION = Operation("layer_norm", reference)
+
+
+@OPERATION.backend("triton", devices=gpu.DEVICES, why="one pass over memory in each direction", missing=gpu.missing)
+def _triton(*call: Any) -> Tensor | tuple[Tensor, Tensor]:
+    from omnitrunk.kernels.layer_norm import triton_kernels
+
+    return triton_kernels.layer_norm(*call)
 
 
 def layer_norm(
