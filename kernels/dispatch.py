@@ -31,7 +31,11 @@ def _refuses_nothing(*_args: Any, **_kwargs: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """One way to run an operation. `missing()` and `refuses(*call)` return None, or what stands against it."""
+    """One way to run an operation. `missing()`, `refuses(*call)` and `yields(*call)` return None, or an objection.
+
+    A backend that is missing, or refuses a call, cannot serve it. One that yields could, but "auto" gives the call to a
+    later one (not to the definition) if that can serve it.
+    """
 
     name: str
     run: Callable[..., Any]
@@ -39,6 +43,7 @@ class Backend:
     why: str
     missing: Callable[[], str | None] = _nothing_missing
     refuses: Callable[..., str | None] = _refuses_nothing
+    yields: Callable[..., str | None] = _refuses_nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +74,13 @@ class Operation:
         why: str,
         missing: Callable[[], str | None] = _nothing_missing,
         refuses: Callable[..., str | None] = _refuses_nothing,
+        yields: Callable[..., str | None] = _refuses_nothing,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorate a function with the reference's signature as a further backend; the first one added is preferred."""
 
         def add(run: Callable[..., Any]) -> Callable[..., Any]:
             self.backends[name] = Backend(
-                name=name, run=run, devices=devices, why=why, missing=missing, refuses=refuses
+                name=name, run=run, devices=devices, why=why, missing=missing, refuses=refuses, yields=yields
             )
             return run
 
@@ -108,13 +114,17 @@ class Operation:
         if wanted != "auto" and (wanted == "reference" or wanted in self.backends or backend == wanted):
             chosen = self._named(wanted, device, args, kwargs)
             return chosen, self._choice(chosen, source)
-        passed_over = []
+        passed_over, second_best = [], None
         for candidate in self.backends.values():
             against = _absent(candidate, device) or candidate.refuses(*args, **kwargs)
             if against is None:
-                return candidate, self._choice(candidate, candidate.why, passed_over)
+                against = candidate.yields(*args, **kwargs)
+                if against is None:
+                    return candidate, self._choice(candidate, candidate.why, passed_over)
+                second_best = second_best or candidate
             passed_over.append((candidate.name, against))
-        return self._reference, self._choice(self._reference, self._reference.why, passed_over)
+        chosen = second_best or self._reference
+        return chosen, self._choice(chosen, chosen.why, [pair for pair in passed_over if pair[0] != chosen.name])
 
     def _named(self, name: str, device: str, args: tuple, kwargs: dict) -> Backend:
         if name == "reference":

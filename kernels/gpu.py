@@ -105,6 +105,12 @@ def next_power_of_2(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks of products on the tensor's device, or None where it is off."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None
+
+
 def example(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """A tensor without memory that asks for gradients where it can, for `shipped()` of the Triton modules."""
     return torch.empty(shape, dtype=dtype, device="meta", requires_grad=dtype.is_floating_point)
