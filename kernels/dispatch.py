@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,8 @@ import torch
 
 ENVIRONMENT = "OMNITRUNK_BACKEND"
 OPERATIONS: dict[str, Operation] = {}
-_in_use: ContextVar[str | None] = ContextVar("omnitrunk_backend", default=None)
+_in_use: list[str] = []
+"""Backends of the `use` blocks that are open, in this process: backward passes run in threads of their own."""
 
 
 def _nothing_missing() -> None:
@@ -80,7 +80,7 @@ class Operation:
 
         def add(run: Callable[..., Any]) -> Callable[..., Any]:
             self.backends[name] = Backend(
-                name=name, run=run, devices=devices, why=why, missing=missing, refuses=refuses, yields=yields
+                name=name, run=run, devices=devices, why=why, missing=_constant(missing), refuses=refuses, yields=yields
             )
             return run
 
@@ -142,6 +142,17 @@ class Operation:
         return Choice(operation=self.name, backend=chosen.name, reason=reason, passed_over=tuple(passed_over or ()))
 
 
+def _constant(missing: Callable[[], str | None]) -> Callable[[], str | None]:
+    """What is installed does not change: torch.compile asks once instead of tracing the search."""
+
+    def ask() -> str | None:
+        return missing()
+
+    # The mark of torch.compiler.assume_constant_result, which would import the compiler: one second for everybody.
+    ask._dynamo_marked_constant = True
+    return ask
+
+
 def _absent(backend: Backend, device: str) -> str | None:
     if device not in backend.devices:
         return f"runs on {' and '.join(backend.devices)}, not on {device}"
@@ -160,8 +171,8 @@ def _device_of(args: tuple) -> str:
 def _wanted(backend: str) -> tuple[str, str]:
     if backend != "auto":
         return backend, "named by the caller"
-    if (chosen := _in_use.get()) is not None:
-        return chosen, f'inside use("{chosen}")'
+    if _in_use:
+        return _in_use[-1], f'inside use("{_in_use[-1]}")'
     if chosen := os.environ.get(ENVIRONMENT):
         check_known(chosen)
         return chosen, f"{ENVIRONMENT}={chosen}"
@@ -179,11 +190,11 @@ def check_known(name: str) -> None:
 def use(backend: str) -> Iterator[None]:
     """Run everything inside through `backend` where an operation has one; the others keep their automatic choice."""
     check_known(backend)
-    token = _in_use.set(backend)
+    _in_use.append(backend)
     try:
         yield
     finally:
-        _in_use.reset(token)
+        _in_use.remove(backend)
 
 
 def explain(device: str = "cpu") -> list[Choice]:

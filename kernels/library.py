@@ -39,8 +39,8 @@ def operator(
         registered = getattr(torch.ops.omnitrunk, name).default
 
         @functools.wraps(launcher)
-        def call(*args: Any) -> Any:
-            return registered(*args) if torch.compiler.is_compiling() else launcher(*args)
+        def call(*args: Any, **options: Any) -> Any:
+            return registered(*args, **options) if torch.compiler.is_compiling() else launcher(*args, **options)
 
         return call
 
@@ -48,8 +48,8 @@ def operator(
 
 
 def _shapes_of(launcher: Callable[..., Any]) -> Callable[..., Any]:
-    def fake(*args: Any) -> Any:
+    def fake(*args: Any, **options: Any) -> Any:
         with gpu.shapes_only():
-            return launcher(*args)
+            return launcher(*args, **options)
 
     return fake

@@ -88,6 +88,8 @@ def onednn_refuses(x: Tensor, weight: Tensor, *_others: Tensor | None) -> str | 
         return f"computes in float32, not in {x.dtype} and {weight.dtype}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast chooses another dtype"
+    if torch.compiler.is_compiling():
+        return "torch.compile plans products itself"
     if x.numel() == 0 or weight.numel() == 0:
         return "nothing to multiply"
     return None

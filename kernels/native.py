@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from omnitrunk.kernels import philox
+from omnitrunk.kernels.library import operator
 
 
 @functools.cache
@@ -74,6 +75,7 @@ def sample_mask(
     return ids_keep, mask
 
 
+@operator(fake=lambda pixels, index, patch: pixels.new_empty(len(index), patch * patch * pixels.shape[3]))
 def copy_patches(pixels: Tensor, index: Tensor, patch: int) -> Tensor:
     """Copy patches as they are: pixels (B, H, W, C) of any dtype, index int64 (M,) -> (M, patch * patch * C).
 
@@ -88,6 +90,11 @@ def copy_patches(pixels: Tensor, index: Tensor, patch: int) -> Tensor:
     return rows
 
 
+def _fake_rows(pixels: Tensor, index: Tensor, patch: int, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    return pixels.new_empty(len(index), patch * patch * pixels.shape[3], dtype=torch.float32)
+
+
+@operator(fake=_fake_rows)
 def gather_patches(pixels: Tensor, index: Tensor, patch: int, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Copy patches of bytes as (x / 255 - mean) / std: pixels uint8 (B, H, W, C) -> float32 (M, patch * patch * C).
 
@@ -104,6 +111,7 @@ def gather_patches(pixels: Tensor, index: Tensor, patch: int, *, mean: Sequence[
     return rows
 
 
+@operator(fake=lambda q, k, v, scale: q.new_empty(q.shape))
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Softmax attention: float32 q (B, N, H, d), k and v (B, S, H, d), d a multiple of 16 -> (B, N, H, d).
 
@@ -116,6 +124,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out
 
 
+@operator(fake=lambda q, k, v, grad, scale: (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)))
 def attention_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v from `grad`, that of the output of `attention`."""
     grads = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)

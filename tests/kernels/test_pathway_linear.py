@@ -109,6 +109,7 @@ def test_combined_weight_is_rounded_once(seed):
 
 
 def test_what_is_kept_goes_with_its_weight(seed):
+    gc.collect()
     kept = len(combine._kept)
     *_, weight, auxiliary, scale = parts(seed)
     combine_weights([Pathway(weight, (auxiliary,), (scale,))])
