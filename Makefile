@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/world_multimae
-NATIVE := setup.py CMakeLists.txt $(wildcard csrc/*)
+NATIVE := setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/cuda/*)
 
 .PHONY: setup demo test test-suite test-triton lint clean
 .DELETE_ON_ERROR:
@@ -46,4 +46,4 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv build world runs kernels/_C*.so *.egg-info
+	rm -rf .venv build world runs kernels/_C*.so kernels/_cuda*.so *.egg-info

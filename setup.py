@@ -1,7 +1,8 @@
-"""Builds csrc/ into omnitrunk.kernels._C through CMake; everything else about the package is in pyproject.toml.
+"""Builds csrc/ into omnitrunk.kernels._C and ._cuda through CMake; all else about the package is in pyproject.toml.
 
-A machine without a compiler still gets a working package: the build failure becomes one warning, and
-omnitrunk.kernels.native says at run time what is missing.
+A machine without a compiler still gets a working package: a build failure becomes one warning, and
+omnitrunk.kernels.native says at run time what is missing. The CUDA kernels are built where nvcc is found and a GPU
+answers; the environment variable OMNITRUNK_CUDA says otherwise: on, and then a failure is an error, or off.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
+NEEDS = {"_C": "a C++17 compiler", "_cuda": "the CUDA toolkit and a C++17 compiler"}
 
 
 def find_tool(name: str) -> str | None:
@@ -36,7 +38,7 @@ def run_quietly(command: list[str]) -> None:
         raise CompileError(" ".join(lines[first:][:3]).rstrip(".") or f"{command[0]} failed")
 
 
-def cmake_arguments(folder: Path, output: Path) -> list[str]:
+def cmake_arguments(module: str, folder: Path, output: Path) -> list[str]:
     """Arguments of `cmake` that configure a build in `folder` which leaves the module in `output`."""
     try:
         import pybind11
@@ -51,40 +53,48 @@ def cmake_arguments(folder: Path, output: Path) -> list[str]:
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        # Nothing about CUDA may stand in the way of the kernels for CPUs.
+        *(() if module == "_cuda" else ("-DOMNITRUNK_CUDA=off",)),
     ]
 
 
 class CMakeBuild(build_ext):
-    """Hands the one extension module to CMake, for wheels and for editable installs alike."""
+    """Hands the extension modules to CMake, for wheels and for editable installs alike."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Configure and build csrc/, and leave the module where setuptools expects it."""
-        folder = Path(self.build_temp).resolve() / "cmake"
+        """Configure csrc/ and build one of its modules, and leave it where setuptools expects it."""
+        module = ext.name.rpartition(".")[2]
+        folder = Path(self.build_temp).resolve() / module
         folder.mkdir(parents=True, exist_ok=True)
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         try:
             cmake = find_tool("cmake")
             if cmake is None:
                 raise CompileError("cmake not found: pip install cmake")
-            run_quietly([cmake, *cmake_arguments(folder, output)])
-            run_quietly([cmake, "--build", str(folder), "--config", "Release", "--parallel"])
+            run_quietly([cmake, *cmake_arguments(module, folder, output)])
+            run_quietly([cmake, "--build", str(folder), "--target", module, "--config", "Release", "--parallel"])
         except CompileError as error:
             # `optional=True` on the extension turns this into a warning and lets the install go on.
             raise CompileError(
                 f"{error}. omnitrunk works without it, on slower definitions; "
-                "to get it, install a C++17 compiler and install omnitrunk again."
+                f"to get it, install {NEEDS[module]} and install omnitrunk again."
             ) from None
 
 
+def native(module: str, folder: str, *, optional: bool) -> Extension:
+    """The extension omnitrunk.kernels.`module`; CMake has its own list of files, source distributions need this one."""
+    return Extension(
+        f"omnitrunk.kernels.{module}",
+        sources=sorted([*glob(f"{folder}/*.cpp"), *glob(f"{folder}/*.cu")]),
+        depends=["CMakeLists.txt", "csrc/cuda/CMakeLists.txt", *sorted(glob("csrc/**/*.*h", recursive=True))],
+        optional=optional,
+    )
+
+
 setup(
-    # CMake has its own list; the files are named here so that source distributions contain them.
     ext_modules=[
-        Extension(
-            "omnitrunk.kernels._C",
-            sources=sorted(glob("csrc/*.cpp")),
-            depends=["CMakeLists.txt", *sorted(glob("csrc/*.h"))],
-            optional=True,
-        )
+        native("_C", "csrc", optional=True),
+        native("_cuda", "csrc/cuda", optional=os.environ.get("OMNITRUNK_CUDA") != "on"),
     ],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -16,6 +16,9 @@
 namespace py = pybind11;
 
 namespace omnitrunk {
+
+void bind_points(py::module_& m, Isa isa);  // bind_points.cpp
+
 namespace {
 
 using Address = std::uintptr_t;
@@ -109,13 +112,47 @@ void bind_patches(py::module_& m, Isa isa) {
   });
 }
 
-// (parameter, gradient, first moment, second moment, moving average or 0, size, learning rate, weight decay)
-using TensorRow = std::tuple<Address, Address, Address, Address, Address, std::size_t, double, double>;
+// (address, format), (address, size, partners) and (address, format, factor); formats are numbered as in kernels.h.
+using PartnerRow = std::pair<Address, int>;
+using GradientRow = std::tuple<Address, std::size_t, std::vector<PartnerRow>>;
+using TermRow = std::tuple<Address, int, float>;
+// (weight, terms, result, format of the result)
+using CombinationRow = std::tuple<Address, std::vector<TermRow>, Address, int>;
+// (parameter, first moment, second moment, moving average or 0, learning rate, weight decay, gradient, its factor)
+using TensorRow = std::tuple<Address, Address, Address, Address, double, double, Address, double>;
+using UnitRow = std::tuple<std::size_t, std::vector<TensorRow>, std::vector<CombinationRow>>;
 
-AdamWTensor adamw_tensor(const TensorRow& row) {
-  const auto [parameter, gradient, first_moment, second_moment, average, size, lr, weight_decay] = row;
-  return {pointer<float>(parameter), pointer<float>(gradient), pointer<float>(first_moment),
-          pointer<float>(second_moment), pointer<float>(average), size, lr, weight_decay};
+// A row for every row that the caller gave.
+template <class To, class From, class Make>
+std::vector<To> each(const std::vector<From>& rows, const Make& make) {
+  std::vector<To> made;
+  made.reserve(rows.size());
+  for (const From& row : rows) made.push_back(std::apply(make, row));
+  return made;
+}
+
+Gradient gradient(Address data, std::size_t size, const std::vector<PartnerRow>& partners) {
+  return {pointer<float>(data), size, each<Partner>(partners, [](Address values, int format) {
+            return Partner{pointer<void>(values), static_cast<Format>(format)};
+          })};
+}
+
+AdamWTensor adamw_tensor(Address parameter, Address first_moment, Address second_moment, Address average, double lr,
+                         double weight_decay, Address gradient, double gradient_scale) {
+  return {pointer<float>(parameter), pointer<float>(first_moment), pointer<float>(second_moment),
+          pointer<float>(average), lr, weight_decay, pointer<float>(gradient), gradient_scale};
+}
+
+Combination combination(Address weight, const std::vector<TermRow>& terms, Address result, int format) {
+  const auto term = [](Address values, int format, float factor) {
+    return Term{pointer<void>(values), static_cast<Format>(format), factor};
+  };
+  return {pointer<float>(weight), each<Term>(terms, term), pointer<void>(result), static_cast<Format>(format)};
+}
+
+AdamWUnit adamw_unit(std::size_t size, const std::vector<TensorRow>& tensors,
+                     const std::vector<CombinationRow>& combinations) {
+  return {size, each<AdamWTensor>(tensors, adamw_tensor), each<Combination>(combinations, combination)};
 }
 
 #ifdef OMNITRUNK_HAS_VECTORS
@@ -150,21 +187,30 @@ void bind_attention(py::module_& m, Isa isa) {
 }
 #endif
 
-void bind_optimizer(py::module_& m, Isa isa) {
-  m.def("squared_norm", [isa](const std::vector<std::pair<Address, std::size_t>>& rows, int threads) {
+void bind_gelu(py::module_& m, Isa isa) {
+  m.def("gelu", [isa](Address values, Address derivative, std::size_t size, int threads) {
     const py::gil_scoped_release released;
-    std::vector<Values> tensors;
-    tensors.reserve(rows.size());
-    for (const auto& [address, size] : rows) tensors.push_back({pointer<float>(address), size});
-    return squared_norm(tensors, {isa, threads});
+    gelu(pointer<float>(values), pointer<float>(derivative), size, {isa, threads});
   });
-  m.def("adamw", [isa](const std::vector<TensorRow>& rows, std::pair<double, double> betas, double epsilon,
+  m.def("gelu_backward", [isa](Address values, Address derivative, const std::array<std::size_t, 3>& sizes,
+                               Address sums, int threads) {
+    const py::gil_scoped_release released;
+    const auto [rows, columns, rows_per_sum] = sizes;
+    gelu_backward({pointer<float>(values), pointer<float>(derivative), rows, columns, rows_per_sum,
+                   pointer<float>(sums)}, {isa, threads});
+  });
+}
+
+void bind_optimizer(py::module_& m, Isa isa) {
+  m.def("gradient_products", [isa](const std::vector<GradientRow>& rows, int threads) {
+    const py::gil_scoped_release released;
+    return gradient_products(each<Gradient>(rows, gradient), {isa, threads});
+  });
+  m.def("adamw", [isa](const std::vector<UnitRow>& rows, std::pair<double, double> betas, double epsilon,
                        std::int64_t step, double gradient_scale, double average_decay, int threads) {
     const py::gil_scoped_release released;
-    std::vector<AdamWTensor> tensors;
-    tensors.reserve(rows.size());
-    for (const TensorRow& row : rows) tensors.push_back(adamw_tensor(row));
-    adamw(tensors, {betas.first, betas.second, epsilon, step, gradient_scale, average_decay}, {isa, threads});
+    const AdamWOptions options{betas.first, betas.second, epsilon, step, gradient_scale, average_decay};
+    adamw(each<AdamWUnit>(rows, adamw_unit), options, {isa, threads});
   });
 }
 
@@ -179,6 +225,8 @@ PYBIND11_MODULE(_C, m) {
   omnitrunk::bind_patches(m, isa);
 #ifdef OMNITRUNK_HAS_VECTORS
   omnitrunk::bind_attention(m, isa);
+  omnitrunk::bind_points(m, isa);
 #endif
+  omnitrunk::bind_gelu(m, isa);
   omnitrunk::bind_optimizer(m, isa);
 }

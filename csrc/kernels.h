@@ -68,22 +68,62 @@ struct AttentionGradients {
 void attention_backward(const Attention& attention, Heads<const float> grad, const AttentionGradients& out,
                         Execution execution);
 
-struct Values {
+// GELU in place, values = x -> gelu(x); where `derivative` is not null, it becomes gelu'(x).
+void gelu(float* values, float* derivative, std::size_t size, Execution execution);
+
+// values *= derivative for two matrices (rows, columns), with the sums down the columns of the product over blocks of
+// `rows_per_sum` rows: sums (rows / rows_per_sum rounded up, columns).
+struct GeluGradient {
+  float* values;
+  const float* derivative;
+  std::size_t rows, columns, rows_per_sum;
+  float* sums;
+};
+void gelu_backward(const GeluGradient& gradient, Execution execution);
+
+// How the numbers of a tensor are stored.
+enum class Format { float32, bfloat16, float16 };
+
+// A gradient, and tensors of its size to multiply it with.
+struct Partner {
+  const void* values;
+  Format format;
+};
+struct Gradient {
   const float* data;
   std::size_t size;
+  std::vector<Partner> partners;
 };
-// Sum of the squares of all elements of all tensors, in double precision.
-double squared_norm(const std::vector<Values>& tensors, Execution execution);
+// For every gradient the sum of its squares, then the sum of its products with each partner, in double precision.
+std::vector<std::vector<double>> gradient_products(const std::vector<Gradient>& gradients, Execution execution);
 
 // One parameter tensor with its gradient and state; `average` (the moving average of the weights) may be null.
 struct AdamWTensor {
   float* parameter;
-  const float* gradient;
   float* first_moment;
   float* second_moment;
   float* average;
-  std::size_t size;
   double lr, weight_decay;
+  const float* gradient;
+  double gradient_scale;  // multiplies the gradient of this tensor alone
+};
+// result = round(weight + sum of factor * values), from the updated weight.
+struct Term {
+  const void* values;
+  Format format;
+  float factor;
+};
+struct Combination {
+  const float* weight;
+  std::vector<Term> terms;
+  void* result;
+  Format format;
+};
+// Tensors of one size that are updated together because they share a gradient, and what is then made of them.
+struct AdamWUnit {
+  std::size_t size;
+  std::vector<AdamWTensor> tensors;
+  std::vector<Combination> combinations;
 };
 struct AdamWOptions {
   double beta1, beta2, epsilon;
@@ -91,6 +131,6 @@ struct AdamWOptions {
   double gradient_scale;  // multiplies every gradient; the clip factor
   double average_decay;
 };
-void adamw(const std::vector<AdamWTensor>& tensors, const AdamWOptions& options, Execution execution);
+void adamw(const std::vector<AdamWUnit>& units, const AdamWOptions& options, Execution execution);
 
 }  // namespace omnitrunk

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from types import ModuleType
 
 import torch
@@ -17,6 +20,11 @@ from torch import Tensor
 
 from omnitrunk.kernels import philox
 from omnitrunk.kernels.library import operator
+
+GELU_ROWS_PER_SUM = 64
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""How numbers may be stored for `gradient_products` and `adamw`, as numbered in csrc/kernels.h."""
+_DTYPE, _ON_CPU = attrgetter("dtype"), attrgetter("is_cpu")
 
 
 @functools.cache
@@ -139,15 +147,64 @@ def attention_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, scale: flo
     return grads
 
 
+def gelu_(values: Tensor, derivative: Tensor | None) -> None:
+    """Turn float32 x into GELU(x) in place; `derivative`, of the same shape, becomes GELU'(x) on the way."""
+    module().gelu(
+        _address(values, torch.float32, values.shape),
+        0 if derivative is None else _address(derivative, torch.float32, values.shape),
+        values.numel(),
+        torch.get_num_threads(),
+    )
+
+
+def gelu_backward_(grad: Tensor, derivative: Tensor) -> Tensor:
+    """Multiply float32 grad (R, F) by `derivative` in place, and return the sums down the columns (F,)."""
+    rows, columns = grad.shape
+    sums = torch.empty(-(-rows // GELU_ROWS_PER_SUM), columns)
+    module().gelu_backward(
+        _address(grad, torch.float32, grad.shape),
+        _address(derivative, torch.float32, grad.shape),
+        (rows, columns, GELU_ROWS_PER_SUM),
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return sums.sum(0)
+
+
 def squared_norm(tensors: Sequence[Tensor]) -> float:
     """The sum of the squares of all elements of float32 tensors, accumulated in float64 in a fixed order."""
-    rows = list(zip(_addresses(tensors), _sizes(tensors), strict=True))
-    return module().squared_norm(rows, torch.get_num_threads())
+    return sum((row[0] for row in gradient_products(tensors, [()] * len(tensors))), 0.0)
+
+
+def gradient_products(grads: Sequence[Tensor], partners: Sequence[Sequence[Tensor]]) -> list[list[float]]:
+    """For every float32 gradient the sum of its squares, then its inner product with each of its partners.
+
+    Accumulated in float64 in a fixed order. Partners have the gradient's size and are float32, bfloat16 or float16.
+    """
+    rows = [
+        (address, size, [_stored(partner, size) for partner in others])
+        for address, size, others in zip(_addresses(grads), _sizes(grads), partners, strict=True)
+    ]
+    return module().gradient_products(rows, torch.get_num_threads())
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Tensors that `adamw` updates from the gradient of the tensor number `weight`, and what it makes of them.
+
+    `gradient_scales` has their numbers, each with what it multiplies that gradient with; `effective`, where given,
+    receives weight + sum of factor * tensor over `terms`, from updated values, rounded once.
+    """
+
+    weight: int
+    gradient_scales: Mapping[int, float]
+    terms: Sequence[tuple[Tensor, float]]
+    effective: Tensor | None
 
 
 def adamw(
     params: Sequence[Tensor],
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     *,
@@ -159,22 +216,43 @@ def adamw(
     grad_scale: float = 1.0,
     emas: Sequence[Tensor] | None = None,
     ema_decay: float = 0.0,
+    casts: Sequence[Tensor | None] | None = None,
+    joined: Sequence[Joined] = (),
 ) -> None:
     """One AdamW update in place of float32 tensors, all lists in the same order.
 
     `step` counts from 1 and includes this update; `lrs` and `weight_decays` hold one value per tensor; gradients are
-    multiplied by `grad_scale` on the fly; `emas`, where given, move by (1 - ema_decay)(param - ema) afterwards.
+    multiplied by `grad_scale` on the fly; `emas`, where given, move by (1 - ema_decay)(param - ema) afterwards; `casts`
+    receive the updated parameters, rounded to float32, bfloat16 or float16. A tensor without a gradient is left as it
+    is, unless one of `joined` names it.
     """
-    states = [params, grads, exp_avgs, exp_avg_sqs, *([] if emas is None else [emas])]
-    sizes = _sizes(params)
+    sizes, states = _sizes(params), [params, exp_avgs, exp_avg_sqs, *([] if emas is None else [emas])]
     assert step >= 1 and all(_sizes(state) == sizes for state in states), "lists of tensors differ in their sizes"
-    addresses = [_addresses(state) for state in states]
-    if emas is None:
-        addresses.append([0] * len(sizes))
-    rows = list(zip(*addresses, sizes, lrs, weight_decays, strict=True))
-    module().adamw(rows, betas, eps, step, grad_scale, ema_decay, torch.get_num_threads())
+    given = [place for place, grad in enumerate(grads) if grad is not None]
+    sources = [grads[place] for place in given]
+    assert len(grads) == len(sizes) and _sizes(sources) == [sizes[place] for place in given], "gradients of other sizes"
+    gradients = dict(zip(given, _addresses(sources), strict=True))
+    addresses = [*map(_addresses, states), *([[0] * len(sizes)] if emas is None else [])]
+    rows = list(zip(*addresses, lrs, weight_decays, strict=True))
+    combinations = [
+        [] if cast is None else [(row[0], [], *_stored(cast, size))]
+        for row, size, cast in zip(rows, sizes, casts or [None] * len(sizes), strict=True)
+    ]
+    units = {
+        place: (sizes[place], [(*rows[place], source, 1.0)], combinations[place]) for place, source in gradients.items()
+    }
+    for one in joined:
+        size, tensors, results = units[one.weight]
+        for place, scale in one.gradient_scales.items():
+            tensors.append((*rows[place], gradients[one.weight], scale))
+            results += combinations[place]
+        if one.effective is not None:
+            terms = [(*_stored(tensor, size), factor) for tensor, factor in one.terms]
+            results.append((rows[one.weight][0], terms, *_stored(one.effective, size)))
+    module().adamw(list(units.values()), betas, eps, step, grad_scale, ema_decay, torch.get_num_threads())
     # Autograd cannot see the writes: without this, a backward through old values would go unnoticed.
-    torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, *(emas or [])])
+    written = [*(casts or ()), *(one.effective for one in joined)]
+    torch.autograd.graph.increment_version([*itertools.chain(*states), *(x for x in written if x is not None)])
 
 
 def _address(tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> int:
@@ -195,14 +273,21 @@ def _heads(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
-    # One optimizer step checks a thousand tensors: only what can differ, by the cheapest attributes.
-    right = (tensor.is_cpu and tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in tensors)
-    assert all(right), "every tensor must be float32 and contiguous, on the CPU"
-    return [tensor.data_ptr() for tensor in tensors]
+    # One optimizer step checks a thousand tensors: only what can differ, in loops that do not run in the interpreter.
+    kinds = set(map(_DTYPE, tensors)), set(map(_ON_CPU, tensors))
+    assert kinds[0] <= {torch.float32} and kinds[1] <= {True}, "every tensor must be float32, on the CPU"
+    assert all(map(Tensor.is_contiguous, tensors)), "every tensor must be contiguous"
+    return list(map(Tensor.data_ptr, tensors))
+
+
+def _stored(tensor: Tensor, size: int) -> tuple[int, int]:
+    """Address and format of a tensor of `size` elements in one of the formats of csrc/kernels.h."""
+    assert tensor.is_cpu and tensor.is_contiguous() and tensor.numel() == size, (tensor.device, tensor.shape, size)
+    return tensor.data_ptr(), FORMATS[tensor.dtype]
 
 
 def _sizes(tensors: Sequence[Tensor]) -> list[int]:
-    return [tensor.numel() for tensor in tensors]
+    return list(map(Tensor.numel, tensors))
 
 
 def _frames(pixels: Tensor, dtype: torch.dtype, patch: int) -> tuple[int, int, int, int]:

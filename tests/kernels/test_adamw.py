@@ -141,3 +141,58 @@ def test_refuses_lists_that_do_not_fit():
 def test_cost_is_that_of_two_passes():
     assert cost(10).bytes == 10 * 32 and cost(10, ema=True).bytes == 10 * 40
     assert cost(10, clip=False, bytes_per_gradient=2).bytes == 10 * 26
+    assert cost(10, ema=True, bytes_per_cast=2).bytes == 10 * 42
+    assert cost(10, ema=True, bytes_per_cast=2, bytes_per_gradient=2).bytes == 10 * 38
+    assert cost(10, auxiliaries=10, effective_bytes=20).bytes == 10 * 62
+    assert cost(10, frozen_bytes=20, effective_bytes=20).bytes == 10 * (32 + 4 + 2)
+
+
+# --- casts
+
+SPECIAL = [0.0, -0.0, 1e-45, 2**-126, 2**-24, 2**-25, 2**-14, 65504.0, 65519.99, 65520.0, 1e38, 3.4e38, float("inf")]
+
+
+def random_bits(seed, count):
+    """Float32 numbers of all sizes: random bits, and numbers at the edges of the narrow formats."""
+    bits = torch.randint(-(2**31), 2**31, (count,), generator=torch.Generator().manual_seed(seed)).int()
+    ties = (bits & -0x10000) | 0x8000
+    edges = torch.tensor([*SPECIAL, *(-value for value in SPECIAL), float("nan")])
+    return torch.cat([bits.view(torch.float32), ties.view(torch.float32), torch.randn(count), edges])
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_module)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_casts_are_the_rounded_parameters(backend, dtype, offset, seed):
+    param = random_bits(seed, 9000)
+    kept, whole = param.clone(), torch.full((len(param) + 40,), 7, dtype=dtype)
+    cast = whole[offset : len(param) + offset]
+    zeros = [torch.zeros_like(param) for _ in range(3)]
+    numbers = {"lr": 0.0, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0, "backend": backend}
+    adamw_([param], zeros[:1], zeros[1:2], zeros[2:], torch.zeros(()), casts=[cast], **numbers)
+    torch.testing.assert_close(param, kept, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(cast, param.to(dtype), rtol=0, atol=0, equal_nan=True)
+    assert (whole[:offset] == 7).all() and (whole[len(param) + offset :] == 7).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_module)])
+def test_casts_follow_the_updates_and_are_optional_one_by_one(backend, seed):
+    torch.manual_seed(seed)
+    state = random_state()
+    plain = copy.deepcopy(state)
+    dtypes = [torch.bfloat16, None, torch.float16, torch.bfloat16, torch.bfloat16, torch.float32]
+    casts = [None if d is None else torch.empty(s, dtype=d) for s, d in zip(SHAPES, dtypes, strict=True)]
+    update(state, backend, casts=casts, max_norm=1.0)
+    update(plain, backend, max_norm=1.0)
+    assert_same_state(state, plain, rtol=0, atol=0)
+    for param, cast in zip(state["params"], casts, strict=True):
+        assert cast is None or torch.equal(cast, param.to(cast.dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_learning_rate_may_be_a_tensor(backend, seed):
+    torch.manual_seed(seed)
+    as_number, as_tensor = (copy.deepcopy(state) for state in [random_state()] * 2)
+    update(as_number, backend, lr=0.25, lr_scale=[0.5, 1.0, 0.25, 1.0, 1.0, 0.0])
+    update(as_tensor, backend, lr=torch.tensor(0.25), lr_scale=[0.5, 1.0, 0.25, 1.0, 1.0, 0.0])
+    assert_same_state(as_number, as_tensor, rtol=1e-6, atol=1e-7)
