@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from omnitrunk.engine.doctor_peers import libraries, prospects
 from omnitrunk.kernels import dispatch, native
 
 PACKAGES = ("omnitrunk", "torch", "triton", "numpy", "safetensors", "jsonargparse", "tensorboard", "pillow", "av")
@@ -19,7 +20,8 @@ DALI = "nvidia.dali"
 
 def report() -> str:
     """The whole report, one finding per line."""
-    return "\n".join([*_packages(), *_machine(), *_native(), *_operations("cpu"), *_operations("cuda")])
+    on_gpu = _operations("cuda") if torch.cuda.is_available() else prospects()
+    return "\n".join([*_packages(), *_machine(), *_native(), *_operations("cpu"), *on_gpu, *libraries()])
 
 
 def _packages() -> Iterator[str]:

@@ -12,20 +12,20 @@ Sources: Vaswani et al. 2017, section 3.2; Dao et al. 2022, appendix B (recomput
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from omnitrunk.kernels import native
+from omnitrunk.kernels import gpu, native
+from omnitrunk.kernels.attention import peers
+from omnitrunk.kernels.attention.ragged import as_batch, serving
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
-from omnitrunk.kernels.gather_tokens import gather_tokens
 
-Dense = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+MOST_KEYS_ON_CHIP = 256
+"""Keys of a head that the Triton kernels take, up to a width of 64; half as many beyond."""
 
 
 def cost(
@@ -64,65 +64,6 @@ def _dense_native(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return _Attention.apply(q, k, v, scale)
 
 
-def _serving(dense: Dense) -> Callable[..., Tensor]:
-    """Lets a function on sequences of one length serve ragged ones."""
-
-    def run(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        cu_seqlens_q: Tensor | None = None,
-        cu_seqlens_k: Tensor | None = None,
-        max_seqlen_q: int = 0,
-        max_seqlen_k: int = 0,
-    ) -> Tensor:
-        if cu_seqlens_q is None:
-            return dense(q, k, v, scale)
-        sequences = len(cu_seqlens_q) - 1
-        if sequences and (sequences * max_seqlen_q, sequences * max_seqlen_k) == (len(q), len(k)):
-            # All of one length: the same memory, seen as a batch.
-            q, k, v = (x.unflatten(0, (sequences, -1)) for x in (q, k, v))
-            return dense(q, k, v, scale).flatten(0, 1)
-        return _by_length(dense, q, k, v, scale, cu_seqlens_q, cu_seqlens_k)
-
-    return run
-
-
-def _by_length(
-    dense: Dense, q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor
-) -> Tensor:
-    """One dense call for every pair of lengths that occurs, on copies of the rows concerned."""
-    groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    starts = list(zip(cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), strict=True))
-    for (start_q, start_k), (end_q, end_k) in pairwise(starts):
-        if end_q > start_q:
-            groups.setdefault((end_q - start_q, end_k - start_k), []).append((start_q, start_k))
-    outputs, places = [], []
-    for (length_q, length_k), begins in groups.items():
-        rows_q, rows_k = _row_numbers(begins, length_q, length_k, q.device)
-        picked = [_pick(x, rows, len(begins)) for x, rows in ((q, rows_q), (k, rows_k), (v, rows_k))]
-        outputs.append((dense if length_k else _dense_reference)(*picked, scale).flatten(0, 1))
-        places.append(rows_q)
-    if not outputs:
-        return q.clone()
-    return torch.cat(outputs).index_select(0, torch.cat(places).argsort())
-
-
-def _row_numbers(
-    begins: list[tuple[int, int]], length_q: int, length_k: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    starts = torch.tensor(begins, device=device)
-    within_q, within_k = torch.arange(length_q, device=device), torch.arange(length_k, device=device)
-    return (starts[:, :1] + within_q).flatten(), (starts[:, 1:] + within_k).flatten()
-
-
-def _pick(x: Tensor, rows: Tensor, sequences: int) -> Tensor:
-    """Rows of x (total, H, d) as (sequences, length, H, d)."""
-    picked = gather_tokens(x.flatten(1), rows)
-    return picked.view(sequences, len(rows) // sequences, *x.shape[1:])
-
-
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -138,7 +79,59 @@ class _Attention(torch.autograd.Function):
         return *native.attention_backward(q, k, v, grad, ctx.scale), None
 
 
-OPERATION = Operation("attention", _serving(_dense_reference))
+OPERATION = Operation("attention", serving(_dense_reference, _dense_reference))
+
+
+def _triton_refuses(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    _scale: float,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    _max_seqlen_q: int = 0,
+    max_seqlen_k: int = 0,
+) -> str | None:
+    keys, width = k.shape[1] if cu_seqlens_k is None else max_seqlen_k, q.shape[-1]
+    dtypes = {x.dtype if x.dtype == torch.float64 else gpu.autocast_dtype(x) or x.dtype for x in (q, k, v)}
+    # In Triton's interpreter products of bfloat16 are wrong. On a GPU tiles of float32 do not fit into registers.
+    other = "float32" if gpu.interpreted() else "bfloat16"
+    if len(dtypes) > 1 or not dtypes <= {torch.float16, getattr(torch, other)}:
+        return f"computes in float16 or {other}, with q, k and v of one dtype"
+    if width % 16 or width > 128:
+        return f"takes heads of a width that is a multiple of 16, up to 128, not {width}"
+    most = MOST_KEYS_ON_CHIP if width <= 64 else MOST_KEYS_ON_CHIP // 2
+    if keys > most:
+        return f"keeps all keys of a head on chip: up to {most} of width {width}, not {keys}"
+    if any(x is not None and x.dtype != torch.int32 for x in (cu_seqlens_q, cu_seqlens_k)):
+        return "takes cu_seqlens in int32"
+    return None
+
+
+@OPERATION.backend(
+    "triton",
+    devices=gpu.DEVICES,
+    why="short sequences in one tile; nothing is saved for the backward pass",
+    missing=gpu.missing,
+    refuses=_triton_refuses,
+)
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int = 0,
+    max_seqlen_k: int = 0,
+) -> Tensor:
+    from omnitrunk.kernels.attention import triton_attention
+
+    if cu_seqlens_q is not None:
+        batch = as_batch(q, k, v, len(cu_seqlens_q) - 1, max_seqlen_q, max_seqlen_k)
+        if batch is not None:
+            return triton_attention.attention(*batch, scale).flatten(0, 1)
+    return triton_attention.attention(q, k, v, scale, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
 
 
 def _missing() -> str | None:
@@ -165,8 +158,11 @@ OPERATION.backend(
     why="keeps the scores of a head in the cache",
     missing=_missing,
     refuses=_refuses,
-)(_serving(_dense_native))
-OPERATION.backend("sdpa", devices=("cpu", "cuda"), why="torch's fused attention")(_serving(_dense_sdpa))
+)(serving(_dense_native, _dense_reference))
+peers.register(OPERATION)
+OPERATION.backend("sdpa", devices=("cpu", "cuda"), why="torch's fused attention")(
+    serving(_dense_sdpa, _dense_reference)
+)
 
 
 def attention(
@@ -185,8 +181,9 @@ def attention(
 
     Dense: q (B, N, H, d), k and v (B, S, H, d) -> (B, N, H, d). Ragged: q (total_q, H, d), k and v (total_k, H, d) with
     int32 cu_seqlens_q, cu_seqlens_k (sequences + 1,) and the greatest lengths as integers (taken from cu_seqlens, at
-    the price of a wait for the device, when left out) -> (total_q, H, d). Differentiable in q, k and v. Raises
-    ValueError where the shapes do not fit together.
+    the price of a wait for the device, when left out) -> (total_q, H, d). Differentiable in q, k and v. Slices of one
+    projection are read in place; split it by omnitrunk.kernels.attention.packed.unpack, so that their gradients are not
+    copied either. Raises ValueError where the shapes do not fit together.
     """
     ragged = cu_seqlens_q is not None
     if ragged != (cu_seqlens_k is not None) or q.dim() != (3 if ragged else 4):

@@ -19,6 +19,7 @@ from torch.nn import functional
 from omnitrunk.kernels import gpu
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
+from omnitrunk.kernels.layer_norm import peers
 
 
 def cost(rows: int, width: int, *, bytes_per_element: int = 2, residual: bool = False, backward: bool = False) -> Cost:
@@ -55,6 +56,9 @@ def _triton(*call: Any) -> Tensor | tuple[Tensor, Tensor]:
     from omnitrunk.kernels.layer_norm import triton_kernels
 
     return triton_kernels.layer_norm(*call)
+
+
+peers.register(OPERATION)
 
 
 def layer_norm(
