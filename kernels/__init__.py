@@ -10,9 +10,11 @@ from omnitrunk.kernels.dispatch import explain, use
 from omnitrunk.kernels.gather_tokens import gather_tokens
 from omnitrunk.kernels.layer_norm import layer_norm
 from omnitrunk.kernels.linear import linear
+from omnitrunk.kernels.linear_cross_entropy import linear_cross_entropy
 from omnitrunk.kernels.masked_patch_loss import masked_patch_loss
 from omnitrunk.kernels.mlp import mlp
 from omnitrunk.kernels.patch_project import patch_project
+from omnitrunk.kernels.pathway_linear import combine_weights, pathway_linear
 from omnitrunk.kernels.sample_mask import sample_mask
 from omnitrunk.kernels.scatter_tokens import scatter_tokens
 
@@ -20,13 +22,16 @@ __all__ = [
     "Cost",
     "adamw_",
     "attention",
+    "combine_weights",
     "explain",
     "gather_tokens",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "masked_patch_loss",
     "mlp",
     "patch_project",
+    "pathway_linear",
     "sample_mask",
     "scatter_tokens",
     "use",

@@ -4,29 +4,20 @@
 
 x (..., D), W1 (F, D), b1 (F,), W2 (O, F), b2 (O,) -> y (..., O), usually with O = D. Phi is the standard normal
 distribution function: GELU in its exact form, with erf. Backward, with g = dy W2: dh = g (Phi(h) + h phi(h)), phi the
-normal density; the rest are the gradients of the two linear layers. Both h and a are kept: to recompute a from h takes
-an erf per element.
+normal density; the rest are the gradients of the two linear layers. a is kept for dW2, and h, or gelu'(h), for dh.
 Sources: Hendrycks and Gimpel 2016 (GELU); Vaswani et al. 2017, section 3.3.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from omnitrunk.kernels import gpu
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
-from omnitrunk.kernels.linear import (
-    cropped,
-    onednn_missing,
-    onednn_product,
-    onednn_refuses,
-    onednn_weight_gradient,
-    padded_rows,
-)
+from omnitrunk.kernels.linear import onednn_missing, onednn_refuses
 
 
 def cost(rows: int, width: int, hidden: int, *, bytes_per_element: int = 2, backward: bool = False) -> Cost:
@@ -49,28 +40,25 @@ def reference(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tens
 OPERATION = Operation("mlp", reference)
 
 
-class _Mlp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        rows = padded_rows(x)
-        hidden = onednn_product(rows, w1, b1)
-        active = functional.gelu(hidden)
-        ctx.save_for_backward(rows, w1, hidden, active, w2)
-        ctx.shape = x.shape
-        return cropped(onednn_product(active, w2, b2), x.shape[:-1])
+def _triton_refuses(x: Tensor, *weights: Tensor) -> str | None:
+    if x.dtype == torch.float64:
+        return "computes in float32 or narrower"
+    if gpu.autocast_dtype(x) is None and any(weight.dtype != x.dtype for weight in weights):
+        return "x and the weights differ in dtype"
+    return None
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, w1, hidden, active, w2 = ctx.saved_tensors
-        needs_x, needs_w1, needs_b1, needs_w2, needs_b2 = ctx.needs_input_grad
-        grad = padded_rows(grad)
-        grad_w2 = onednn_weight_gradient(grad, active) if needs_w2 else None
-        grad_hidden = onednn_product(grad, w2.t())
-        torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, approximate="none", grad_input=grad_hidden)
-        grad_x = cropped(onednn_product(grad_hidden, w1.t()), ctx.shape[:-1]) if needs_x else None
-        grad_w1 = onednn_weight_gradient(grad_hidden, rows) if needs_w1 else None
-        return grad_x, grad_w1, grad_hidden.sum(0) if needs_b1 else None, grad_w2, grad.sum(0) if needs_b2 else None
+
+@OPERATION.backend(
+    "triton",
+    devices=gpu.DEVICES,
+    why="GELU runs inside the products, or in one pass in each direction",
+    missing=gpu.missing,
+    refuses=_triton_refuses,
+)
+def _triton(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    from omnitrunk.kernels.mlp import triton_kernels
+
+    return triton_kernels.mlp(x, w1, b1, w2, b2)
 
 
 @OPERATION.backend(
@@ -81,7 +69,9 @@ class _Mlp(torch.autograd.Function):
     refuses=onednn_refuses,
 )
 def _onednn(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    return _Mlp.apply(x, w1, b1, w2, b2)
+    from omnitrunk.kernels.mlp import onednn
+
+    return onednn.mlp(x, w1, b1, w2, b2)
 
 
 def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, backend: str = "auto") -> Tensor:

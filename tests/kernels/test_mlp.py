@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from omnitrunk.kernels import mlp
+from omnitrunk.kernels import mlp, native
 from omnitrunk.kernels.linear import onednn_missing
 from omnitrunk.kernels.mlp import cost
 
 from .compare import assert_agree, poisoned
 
+needs_native = pytest.mark.skipif(not native.available(), reason=str(native.missing_reason()))
 needs_onednn = pytest.mark.skipif(onednn_missing() is not None, reason=str(onednn_missing()))
 
 
@@ -35,6 +41,26 @@ def test_onednn_matches_the_formula(shape, hidden, outputs, seed, monkeypatch):
 
 
 @needs_onednn
+def test_onednn_without_the_compiled_module(seed, monkeypatch):
+    torch.manual_seed(seed)
+    monkeypatch.setattr(native, "available", lambda: False)
+    assert_agree(lambda *t: mlp(*t, backend="onednn"), by_hand, *random_tensors((70, 6), 24, 5), tolerance=3e-5)
+
+
+@needs_onednn
+def test_onednn_without_gradients_and_twice_backward(seed):
+    torch.manual_seed(seed)
+    tensors = random_tensors((9, 6), 24, 5)
+    with torch.no_grad():
+        alone = mlp(*tensors, backend="onednn")
+    leaf = tensors[3].requires_grad_()
+    y = mlp(*tensors, backend="onednn")
+    assert torch.equal(y, alone)
+    first, second = (torch.autograd.grad(y.sum(), leaf, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@needs_onednn
 def test_onednn_takes_strided_inputs(seed):
     torch.manual_seed(seed)
     x, *rest = random_tensors((5, 4, 12), 9, 12)
@@ -44,6 +70,74 @@ def test_onednn_takes_strided_inputs(seed):
         x,
         *rest,
     )
+
+
+def gelu_of(x):
+    """GELU and its derivative by the native kernel."""
+    value, derivative = x.clone(), torch.full_like(x, torch.nan)
+    native.gelu_(value, derivative)
+    return value, derivative
+
+
+@needs_native
+def test_native_gelu_is_exact_to_float32_rounding():
+    x = torch.cat([torch.linspace(-14, 14, 400_003), torch.logspace(-30, 1, 10_001), -torch.logspace(-30, 1, 10_001)])
+    value, derivative = gelu_of(x)
+    wide = x.double().requires_grad_()
+    truth = wide * torch.special.erfc(-wide / 2**0.5) / 2
+    truth.sum().backward()
+    # One unit in the last place of the result, or the tail's own: small in relative terms too, down to underflow.
+    assert ((value - truth).abs() <= 3e-7 * x.abs().double().clamp(max=1) * truth.abs().clamp(min=1)).all()
+    normal = truth.abs() > 1e-37
+    assert ((value - truth).abs()[normal] <= 2e-5 * truth.abs()[normal]).all()
+    assert (derivative - wide.grad).abs().max() <= 3e-7
+
+
+@needs_native
+def test_native_gelu_at_the_ends_of_the_range():
+    infinity = float("inf")
+    value, derivative = gelu_of(torch.tensor([0.0, -0.0, 3e38, infinity, -3e38, -infinity, float("nan")]))
+    assert value[:4].tolist() == [0, 0, torch.tensor(3e38).item(), infinity] and value[6].isnan()
+    assert value[4:6].abs().max() < 1e-36 and derivative[:4].tolist() == [0.5, 0.5, 1, 1]
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (63, 16), (64, 17), (65, 33), (130, 260), (0, 4), (3, 0)])
+def test_native_gelu_of_matrices(shape, seed):
+    """Whatever the size, with nothing written outside."""
+    torch.manual_seed(seed)
+    x, grad = torch.randn(shape), torch.randn(shape)
+    buffers = [torch.full((x.numel() + 34,), torch.nan) for _ in range(3)]
+    value, derivative, result = (buffer[17:-17].view(shape) for buffer in buffers)
+    value.copy_(x)
+    native.gelu_(value, None)
+    expected, slope = gelu_of(x)
+    assert torch.equal(value, expected)
+    derivative.copy_(slope)
+    result.copy_(grad)
+    sums = native.gelu_backward_(result, derivative)
+    assert torch.equal(result, grad * slope) and torch.equal(derivative, slope)
+    torch.testing.assert_close(sums.double(), (grad.double() * slope).sum(0), rtol=1e-5, atol=1e-5)
+    assert all(buffer[:17].isnan().all() and buffer[-17:].isnan().all() for buffer in buffers)
+
+
+def digest(seed=3):
+    """The native kernels on input of several pieces, as bytes."""
+    generator = torch.Generator().manual_seed(seed)
+    x, grad = (4 * torch.randn(300, 260, generator=generator) for _ in range(2))
+    results = [*gelu_of(x), grad, native.gelu_backward_(grad, gelu_of(x)[1])]
+    return hashlib.sha256(b"".join(result.numpy().tobytes() for result in results)).hexdigest()
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+def test_native_gelu_has_the_same_bits_everywhere(isa):
+    program = "from tests.kernels.test_mlp import digest, native; print(native.module().isa(), digest())"
+    environment = {**os.environ, "OMNITRUNK_ISA": isa, "OMP_NUM_THREADS": "2"}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    if "is not available" in result.stderr:
+        pytest.skip(f"needs a processor with {isa}")
+    assert result.stdout.split() == [isa, digest()], result.stderr
 
 
 def test_the_definition_in_float64_and_on_nothing(seed):
