@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnitrunk.kernels import gpu
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
 from omnitrunk.kernels.scatter_tokens import placed_rows
@@ -34,6 +35,23 @@ OPERATION = Operation("gather_tokens", reference)
 
 def _refuses(tokens: Tensor, index: Tensor, unique: bool = True) -> str | None:
     return None if unique else "rows may be picked more than once, so their gradients must be added up"
+
+
+def _triton_refuses(tokens: Tensor, index: Tensor, unique: bool = True) -> str | None:
+    return _refuses(tokens, index, unique) or (None if tokens.is_floating_point() else "moves floating rows only")
+
+
+@OPERATION.backend(
+    "triton",
+    devices=gpu.DEVICES,
+    why="one pass over memory in each direction, without atomics",
+    missing=gpu.missing,
+    refuses=_triton_refuses,
+)
+def _triton(*call: Any) -> Tensor:
+    from omnitrunk.kernels.gather_tokens import triton_kernels
+
+    return triton_kernels.gather_tokens(*call)
 
 
 class _GatherTokens(torch.autograd.Function):
@@ -61,7 +79,8 @@ def gather_tokens(tokens: Tensor, index: Tensor, *, unique: bool = True, backend
 
     tokens (R, D), index int64 (M,) -> (M, D). `unique` promises that no row is picked twice, which makes the backward
     pass cheaper; where the promise does not hold, gradients are wrong. Differentiable in tokens. Raises ValueError on a
-    buffer or index of another shape.
+    buffer or index of another shape, IndexError on the CPU for a row that there is not; the Triton backend, which
+    cannot raise without waiting for the device, makes that row NaN.
     """
     if tokens.dim() != 2 or index.dim() != 1:
         raise ValueError(f"gather_tokens takes (R, D) and (M,), not {tuple(tokens.shape)} and {tuple(index.shape)}")

@@ -23,12 +23,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from omnitrunk.kernels import gpu
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
 from omnitrunk.kernels.patches import copy_patches, gather_patches
 
 LOSSES = ("mse", "l1", "cross_entropy")
 STANDARDIZE_EPS = 1e-6
+SPENT = (
+    "masked_patch_loss hands out its gradient once, without keeping a copy; "
+    'compute the loss again, or use backend="reference", to go backward twice'
+)
+MOST_VALUES = 16384
+"""Values of a patch, or classes of a pixel, that a program of the Triton kernels holds in registers."""
 
 
 def cost(rows: int, values: int, *, target_bytes: int = 1, bytes_per_element: int = 2, exps: float = 0.0) -> Cost:
@@ -132,21 +139,40 @@ class _MaskedPatchLoss(torch.autograd.Function):
             rows = gather_patches(target, index, patch, mean=mean, std=std, dtype=wide.dtype)
             rows = _standardize_(rows) if standardize else rows
             value, gradient = _pixel_gradient(wide, rows, weight, loss)
-        ctx.gradient = gradient.view(pred.shape).to(pred.dtype)
+        # In float16 most of it would vanish before the scale of the loss, which is there to prevent that, comes in.
+        ctx.dtype = pred.dtype
+        ctx.gradient = gradient.view(pred.shape).to(wide.dtype if pred.dtype == torch.float16 else pred.dtype)
         return value
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradient is None:
-            raise RuntimeError(
-                "masked_patch_loss hands out its gradient once, without keeping a copy; "
-                'compute the loss again, or use backend="reference", to go backward twice'
-            )
+            raise RuntimeError(SPENT)
         gradient, ctx.gradient = ctx.gradient, None
         # On a GPU the comparison would wait for the device; there the multiplication is cheap.
         scaled = gradient if grad.device.type == "cpu" and grad == 1 else gradient.mul_(grad)
-        return scaled, None, None, None, None
+        return scaled.to(ctx.dtype), None, None, None, None
+
+
+def _triton_refuses(pred: Tensor, target: Tensor, index: Tensor, _weight: Tensor, *options: Any) -> str | None:
+    if torch.float64 in (pred.dtype, target.dtype):
+        return "computes in float32, not in float64"
+    held = pred.shape[1] if options[1] != "cross_entropy" else pred.shape[1] // options[0] ** 2
+    return None if held <= MOST_VALUES else f"holds at most {MOST_VALUES} values in registers, not {held}"
+
+
+@OPERATION.backend(
+    "triton",
+    devices=gpu.DEVICES,
+    why="reads pixels and predictions once and writes the gradient on the way",
+    missing=gpu.missing,
+    refuses=_triton_refuses,
+)
+def _triton(*call: Any) -> Tensor:
+    from omnitrunk.kernels.masked_patch_loss import triton_kernels
+
+    return triton_kernels.masked_patch_loss(*call)
 
 
 def _refuses(pred: Tensor, target: Tensor, index: Tensor, *_others: object) -> str | None:
@@ -183,12 +209,14 @@ def masked_patch_loss(
     pred (M, P) floating, target pixels (B, H, W, C) uint8 or floating ("mse", "l1") or classes (B, h, w) of any integer
     dtype ("cross_entropy"), index int64 (M,) as in gather_patches, weight (M,) -> a scalar, float32 or wider.
     Differentiable in pred alone, once: the default backend refuses a second backward pass. M = 0 gives a zero that is
-    still part of the graph. Raises ValueError on an unknown loss or shapes that do not fit together.
+    still part of the graph. Raises ValueError on an unknown loss, shapes or dtypes that do not fit together. A patch or
+    class that there is not is an error on the CPU; the Triton backend makes the loss NaN.
     """
     if loss not in LOSSES:
         raise ValueError(f"masked_patch_loss: loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
     if not len(pred) == len(index) == len(weight):
         raise ValueError(f"masked_patch_loss: {len(pred)} predictions, {len(index)} patches, {len(weight)} weights")
+    _check_target(target, index, patch, loss, mean, std)
     channels = target.shape[3] if loss != "cross_entropy" else max(1, pred.shape[1] // (patch * patch))
     if pred.shape[1] != patch * patch * channels:
         raise ValueError(
@@ -197,3 +225,26 @@ def masked_patch_loss(
         )
     options = (patch, loss, standardize, mean, std, label_smoothing, ignore_index)
     return OPERATION.run(backend, pred, target, index, weight, *options)
+
+
+def _check_target(
+    target: Tensor,
+    index: Tensor,
+    patch: int,
+    loss: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> None:
+    axes, pixels = ("(B, h, w)", "classes") if loss == "cross_entropy" else ("(B, H, W, C)", "pixels")
+    if target.dim() != axes.count(",") + 1 or target.shape[1] % patch or target.shape[2] % patch:
+        raise ValueError(
+            f"masked_patch_loss: {pixels} must be {axes} in multiples of {patch}, not {tuple(target.shape)}"
+        )
+    if index.dtype != torch.int64:
+        raise ValueError(f"masked_patch_loss: the patch index must be int64, not {index.dtype}")
+    if loss == "cross_entropy":
+        return
+    if target.dtype != torch.uint8 and not target.is_floating_point():
+        raise ValueError(f"masked_patch_loss: pixels must be uint8 or floating, not {target.dtype}")
+    if any(values is not None and len(values) != target.shape[3] for values in (mean, std)):
+        raise ValueError(f"masked_patch_loss: mean and std need {target.shape[3]} values, one for each channel")

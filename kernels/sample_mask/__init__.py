@@ -11,11 +11,12 @@ Sources: Bachmann et al. 2022, section 3.3; with one task, the random masking of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from omnitrunk.kernels import native, philox
+from omnitrunk.kernels import gpu, native, philox
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
 
@@ -48,8 +49,9 @@ def select_tokens(
 
 def reference(counts: Tensor, positions: Tensor, sizes: tuple[int, ...], keep: int, seed: int) -> tuple[Tensor, Tensor]:
     """The definition by sorting; see the module's text."""
+    where = positions.cpu().numpy()
     words = [
-        torch.from_numpy(philox.uniform_bits(seed, purpose, positions.numpy(), sum(sizes)).astype("int64"))
+        torch.from_numpy(philox.uniform_bits(seed, purpose, where, sum(sizes)).astype("int64")).to(counts.device)
         for purpose in ("mask.task", "mask.fill")
     ]
     # The permutation that sorts the permutation that sorts the noise holds the rank of every token.
@@ -59,6 +61,23 @@ def reference(counts: Tensor, positions: Tensor, sizes: tuple[int, ...], keep: i
 
 
 OPERATION = Operation("sample_mask", reference)
+
+
+def _triton_refuses(_counts: Tensor, _positions: Tensor, sizes: tuple[int, ...], *_others: int) -> str | None:
+    return None if sum(sizes) <= 4096 else "holds the tokens of a sample in registers, 4096 of them at most"
+
+
+@OPERATION.backend(
+    "triton",
+    devices=gpu.DEVICES,
+    why="chooses where the tokens are, in one launch",
+    missing=gpu.missing,
+    refuses=_triton_refuses,
+)
+def _triton(*call: Any) -> tuple[Tensor, Tensor]:
+    from omnitrunk.kernels.sample_mask import triton_kernels
+
+    return triton_kernels.sample_mask(*call)
 
 
 @OPERATION.backend(
@@ -71,11 +90,11 @@ def _cpu(counts: Tensor, positions: Tensor, sizes: tuple[int, ...], keep: int, s
 def sample_mask(
     counts: Tensor, sizes: Sequence[int], keep: int, *, seed: int, positions: Tensor, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Choose exactly `keep` visible tokens for every sample, on the host.
+    """Choose exactly `keep` visible tokens for every sample, on the host or on a GPU: the choice is the same.
 
-    counts int32 (B, T), sizes T token counts with sum N, positions int64 (B,) the global positions of the samples, all
-    on the CPU -> ids_keep int64 (B, keep) ascending, mask bool (B, N) with True for masked. Raises ValueError where the
-    shapes do not fit together or `keep` is not in [0, N].
+    counts int32 (B, T), sizes T token counts with sum N, positions int64 (B,) the global positions of the samples, both
+    on one device -> ids_keep int64 (B, keep) ascending, mask bool (B, N) with True for masked. Raises ValueError where
+    the shapes do not fit together or `keep` is not in [0, N].
     """
     if counts.shape != (len(positions), len(sizes)):
         raise ValueError(
@@ -83,6 +102,7 @@ def sample_mask(
         )
     if not 0 <= keep <= sum(sizes):
         raise ValueError(f"sample_mask: cannot keep {keep} of {sum(sizes)} tokens")
-    if (counts.dtype, positions.dtype) != (torch.int32, torch.int64) or counts.is_cuda:
-        raise ValueError(f"sample_mask takes int32 counts and int64 positions on the CPU, not {counts.dtype} counts")
+    given = f"{counts.dtype} on {counts.device} and {positions.dtype} on {positions.device}"
+    if (counts.dtype, positions.dtype) != (torch.int32, torch.int64) or counts.device != positions.device:
+        raise ValueError(f"sample_mask takes int32 counts and int64 positions on one device, not {given}")
     return OPERATION.run(backend, counts, positions, tuple(sizes), keep, seed)

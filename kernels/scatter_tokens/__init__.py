@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnitrunk.kernels import gpu
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
 
@@ -74,6 +75,25 @@ class _ScatterTokens(torch.autograd.Function):
         return grad_rows, None, None, grad_fill, grad_table
 
 
+def _triton_refuses(rows: Tensor, *_others: object) -> str | None:
+    if rows.dtype == torch.float64 or not rows.is_floating_point():
+        return f"adds up in float32, which does not serve {rows.dtype}"
+    return None
+
+
+@OPERATION.backend(
+    "triton",
+    devices=gpu.DEVICES,
+    why="writes every row once in one launch, and reads every row of the gradient once",
+    missing=gpu.missing,
+    refuses=_triton_refuses,
+)
+def _triton(*call: Any) -> Tensor:
+    from omnitrunk.kernels.scatter_tokens import triton_kernels
+
+    return triton_kernels.scatter_tokens(*call)
+
+
 @OPERATION.backend("torch", devices=("cpu", "cuda"), why="writes every row once and sums masked gradients in one pass")
 def _torch(rows: Tensor, index: Tensor, size: int, fill: Tensor | None = None, table: Tensor | None = None) -> Tensor:
     return _ScatterTokens.apply(rows, index, size, fill, table)
@@ -91,7 +111,8 @@ def scatter_tokens(
     """Put rows at their places in a buffer of `size` rows; the other rows become fill + table[row mod n].
 
     rows (M, D), index int64 (M,) without repetition, fill (D,) and table (n, D) zero when left out -> (size, D) in the
-    dtype of rows. Differentiable in rows, fill and table. Raises ValueError where shapes do not fit together.
+    dtype of rows. Differentiable in rows, fill and table. Raises ValueError where shapes do not fit together, and
+    IndexError on the CPU for a place that there is not; the Triton backend leaves such a row out, its gradient is NaN.
     """
     if rows.dim() != 2 or index.shape != rows.shape[:1]:
         raise ValueError(f"scatter_tokens takes (M, D) and (M,), not {tuple(rows.shape)} and {tuple(index.shape)}")

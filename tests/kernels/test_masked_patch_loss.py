@@ -169,6 +169,18 @@ def test_the_scale_of_the_gradient_above_is_honoured(seed):
     torch.testing.assert_close(gradient("torch"), gradient("reference"))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tiny_weights_survive_in_half_precision_under_a_scaled_loss(backend, seed):
+    torch.manual_seed(seed)
+    pred, target, weight = torch.randn(2, 4).half(), torch.randn(1, 2, 4, 1), torch.rand(2) * 1e-7
+    leaf, index = pred.clone().requires_grad_(), torch.tensor([1, 0])
+    (masked_patch_loss(leaf, target, index, weight, patch=2, loss="mse", backend=backend) * 65536).backward()
+    wide = pred.double().requires_grad_()
+    (pixel_loss_by_loop(wide, target.double(), index, weight.double(), 2, "mse", False) * 65536).backward()
+    assert leaf.grad.dtype == torch.float16
+    assert (leaf.grad.double() - wide.grad).norm() < 2e-3 * wide.grad.norm()
+
+
 def test_a_second_backward_pass_is_refused_clearly():
     pred = torch.ones(1, 4, requires_grad=True)
     loss = masked_patch_loss(pred, torch.zeros(1, 2, 2, 1), torch.tensor([0]), torch.ones(1), patch=2, loss="mse")
@@ -195,6 +207,17 @@ def test_refuses_what_does_not_fit():
         masked_patch_loss(pred, target, index, torch.ones(2), patch=2, loss="mse")
     with pytest.raises(ValueError, match="11 values do not fit"):
         masked_patch_loss(pred[:, :11], target, index, torch.ones(1), patch=2, loss="mse")
+    for wrong, match in [
+        ({"target": target[..., 0]}, r"\(B, H, W, C\)"),
+        ({"target": target, "loss": "cross_entropy"}, r"\(B, h, w\)"),
+        ({"target": target[:, :3]}, "multiples of 2"),
+        ({"target": target.int()}, "uint8 or floating"),
+        ({"target": target.byte(), "mean": (0.5,)}, "one for each channel"),
+        ({"target": target, "index": index.int()}, "must be int64"),
+    ]:
+        call = {"index": index, "loss": "mse"} | wrong
+        with pytest.raises(ValueError, match=match):
+            masked_patch_loss(pred, weight=torch.ones(1), patch=2, **call)
 
 
 def test_cost_reads_predictions_once_and_writes_their_gradient():

@@ -125,6 +125,8 @@ def test_refuses_what_does_not_fit():
         sample_mask(counts, (4, 4), 9, seed=0, positions=positions)
     with pytest.raises(ValueError, match="int32"):
         sample_mask(counts.long(), (4, 4), 2, seed=0, positions=positions)
+    with pytest.raises(ValueError, match="one device"):
+        sample_mask(counts, (4, 4), 2, seed=0, positions=positions.to("meta"))
 
 
 def test_cost_is_that_of_the_result():
