@@ -61,6 +61,43 @@ def memory_bandwidth(budget: float = 2.0, megabytes: int = 256) -> float:
     return max(2 * source.nbytes / best_seconds(way, budget / len(ways)) for way in ways)
 
 
+def rates(device: str, budget: float = 3.0) -> dict[str, float]:
+    """The three rates that floors are computed from: bytes, FLOP and exponentials per second, in `budget` seconds."""
+    if device == "cuda":
+        return _cuda_rates()
+    values = torch.rand(100_000)
+    exponential = best_seconds(lambda: torch.exp(values), budget / 8)
+    return {
+        "bytes_per_s": memory_bandwidth(budget / 2),
+        "flop_per_s": max(matmul_rates(budget / 2, (1024,) if budget < 1 else (512, 1024, 2048)).values()),
+        "exps_per_s": len(values) / exponential,
+    }
+
+
+def _cuda_rates() -> dict[str, float]:
+    """A copy of 2 GB, a product of random bfloat16 matrices of side 8192, and 16 exponentials per clock and SM."""
+    source, target = torch.empty(2, 1 << 30, dtype=torch.uint8, device="cuda")
+    a, b = torch.randn(2, 8192, 8192, dtype=torch.bfloat16, device="cuda")
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "bytes_per_s": 2 * source.nbytes / _cuda_seconds(lambda: target.copy_(source)),
+        "flop_per_s": 2 * 8192**3 / _cuda_seconds(lambda: a @ b),
+        "exps_per_s": 16 * properties.multi_processor_count * 1e3 * properties.clock_rate,
+    }
+
+
+def _cuda_seconds(work: Callable[[], object], repeats: int = 20) -> float:
+    """Mean seconds on the device, after a few calls to settle."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for number in range(repeats + 3):
+        if number == 3:
+            start.record()
+        work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats
+
+
 def cpu_model() -> str:
     """The processor's own name, with family and model numbers where a virtual machine hides the rest."""
     info = Path("/proc/cpuinfo")
@@ -119,7 +156,7 @@ def context(threads: int, neighbors: Neighbors) -> dict[str, object]:
     """What every row states besides its numbers: command, device, threads, versions, commit, and who disturbed."""
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "device": cpu_model(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads,
         "cores_of_others": neighbors.cores(),

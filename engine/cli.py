@@ -85,6 +85,13 @@ def _check(options: argparse.Namespace, overrides: list[str]) -> int:
     return DONE
 
 
+def _bench(options: argparse.Namespace, rest: list[str]) -> int:
+    import importlib
+
+    # The one place that looks up at bench/: measurements know all floors, and no floor needs them.
+    return importlib.import_module(f"omnitrunk.bench.{options.what}").main(rest)
+
+
 def _doctor(_options: argparse.Namespace, _overrides: list[str]) -> int:
     from omnitrunk.engine.doctor import report
 
@@ -111,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("config", type=Path, metavar="CONFIG")
     check.add_argument("--gpus", type=int, default=1, metavar="N", help="devices that share a batch (default 1)")
     check.add_argument("--gpu", metavar="KIND", help="predict the speed on this kind, for example h200")
+    bench = _add(commands, "bench", _bench, "measure against peers and physics; kernels --help lists the options")
+    bench.add_argument("what", choices=("kernels", "step"), help="every operation, or a whole training step")
+    bench.set_defaults(takes_overrides=True)
     _add(commands, "doctor", _doctor, "what is installed, and which backend every operation will use")
     return parser
 

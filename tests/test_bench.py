@@ -16,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from omnitrunk.bench import harness, kernels_cpu, machine, plain_masking, step
+from omnitrunk.bench import harness, kernels, machine, plain_masking, step, stopwatch
+from omnitrunk.bench.case import OURS
+from omnitrunk.bench.cases import CASES as OPERATIONS
 from omnitrunk.bench.flops import step_flops
 from omnitrunk.bench.plain_layers import ATTENTIONS, resized_positions, sincos_table
 from omnitrunk.bench.plain_masking import Selection
@@ -393,19 +395,33 @@ def test_engine_and_peer_do_the_same_step(seed):
         assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name
 
 
-@pytest.mark.parametrize("case", kernels_cpu.CASES)
-def test_contenders_of_a_case_agree(case):
-    """Building a case compares the results of its contenders; they also have to run twice."""
-    for work in kernels_cpu.CASES[case](True).contenders.values():
-        work()
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_contenders_of_an_operation_agree(operation, capsys):
+    """All contenders of the quick cases run, forward and backward, and none is far from the definition."""
+    rates = {"bytes_per_s": 1e10, "flop_per_s": 1e11, "exps_per_s": 1e9}
+    for case in OPERATIONS[operation]("cpu", True):
+        rows = kernels.measure(case, "cpu", rates, 1)
+        assert {row["contender"] for row in rows} == set(case.contenders) and OURS in case.contenders
+        assert {row["direction"] for row in rows} == {"forward", *(["backward"] if case.backward else [])}
+        for row in rows:
+            assert row["error"] is None or row["error"] < 1e-4 or "without" in row["contender"], row
+            assert row["floor"] > 0 and row["peak_bytes"] >= 0
 
 
-@pytest.mark.parametrize(
-    ("command", "choice"), [(step.main, ["--attention", "eager"]), (kernels_cpu.main, ["--cases", "sample_mask"])]
-)
-def test_quick_runs_write_complete_rows(command, choice, tmp_path, capsys):
+def test_peak_memory_counts_what_lives_together():
+    def run(x):
+        first = x + 1
+        second = first + 1
+        del first
+        return second + 1
+
+    x = torch.zeros(250_000)
+    assert stopwatch.peak_bytes(run, (x,), [], "cpu") == pytest.approx(2e6, rel=0.01)
+
+
+def test_a_quick_step_writes_complete_rows(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
-    assert command(["--quick", *choice, "--threads", "1", "--json", str(path)]) == 0
+    assert step.main(["--quick", "--attention", "eager", "--threads", "1", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     table = [json.loads(line) for line in path.read_text().splitlines()]
     assert {"omnitrunk", "engine"} & {row["contender"] for row in table}
@@ -414,3 +430,15 @@ def test_quick_runs_write_complete_rows(command, choice, tmp_path, capsys):
         assert row["threads"] == 1 and row["device"] and row["commit"] and row["command"]
         assert f"| {row['benchmark']} | {row['contender']} | {row['part']} |" in printed
     assert "floor" in printed.lower()
+
+
+def test_a_quick_run_prints_a_table_and_writes_rows_and_picture(tmp_path, capsys):
+    rows, picture = tmp_path / "rows.jsonl", tmp_path / "roofline.png"
+    options = ["--quick", "--op", "sample_mask", "layer_norm", "--threads", "1", "--cpu"]
+    assert kernels.main([*options, "--json", str(rows), "--plot", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    for line in rows.read_text().splitlines():
+        row = json.loads(line)
+        assert row["p10"] <= row["median"] <= row["p90"] and row["commit"] and row["command"] and row["device"]
+    assert "| layer_norm | ViT-B: 3200 x 768 | float32 | backward |" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
