@@ -8,7 +8,7 @@
 
 The clip factor is applied on the fly and gradients are never rewritten. Whether to skip is decided on the device, so
 that a GPU is not waited for. Of a weight that is joined with others, W + sum_i lambda_i W'_i, only the gradient G of
-the sum is given (see Pathway): dW = G, dW'_i = lambda_i G, dlambda_i = <G, W'_i> exist in registers alone, with
+the sum is given (see Pathway): dW = G, dW'_i = lambda_i G, dlambda_i = <G, W'_i> are never written out, with
 
     norm^2 = sum (1 + sum_i lambda_i^2) ||G||^2 + sum_i <G, W'_i>^2         effective = W + sum_i lambda_i W'_i, updated
 
