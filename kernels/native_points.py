@@ -2,8 +2,9 @@
 
 Clouds are points float32 (B, N, 3), or ragged: points (total, 3) with offsets int64 (B + 1,), cloud b being the rows
 offsets[b] to offsets[b + 1]. Kinds may be mixed: a call takes equal clouds on one side and ragged ones on the other.
-These wrappers check what C++ cannot, as assertions, because their callers are the operations of this package; they do
-not look into offsets and start indices, which the operations have checked.
+These wrappers check what C++ cannot, as assertions, because their callers are the operations of this package. Values of
+offsets and start indices C++ checks, and raises ValueError: the operations have done so with better words, unless they
+were compiled.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def native_nearest_neighbors(
     Ordered by distance, then by index within the cloud. Every cloud has at least k points.
     """
     shape = (*queries.shape[:-1], k)
-    index, distance = torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.float32)
+    index, distance = torch.empty(*shape, dtype=torch.int64), torch.empty(*shape, dtype=torch.float32)
     _search(points, queries, k, offsets, query_offsets, index.data_ptr(), distance.data_ptr(), 0)
     return index, distance
 
@@ -70,7 +71,7 @@ def native_group_points(
     points: Tensor, queries: Tensor, k: int, offsets: Tensor | None, query_offsets: Tensor | None
 ) -> Tensor:
     """The k nearest points of every query minus the query, (..., k, 3), in the order of `native_nearest_neighbors`."""
-    groups = torch.empty((*queries.shape[:-1], k, 3), dtype=torch.float32)
+    groups = torch.empty(*queries.shape[:-1], k, 3, dtype=torch.float32)
     _search(points, queries, k, offsets, query_offsets, 0, 0, groups.data_ptr())
     return groups
 
@@ -107,7 +108,7 @@ def native_chamfer(
     assert _clouds(a, offsets_a) == _clouds(b, offsets_b), (a.shape, b.shape)
     sets = _cloud_tuple(a, offsets_a), _cloud_tuple(b, offsets_b)
     loss = torch.empty(_clouds(a, offsets_a), dtype=torch.float32)
-    grad_a, grad_b = (torch.empty(x.shape if gradients else (0,), dtype=torch.float32) for x in (a, b))
+    grad_a, grad_b = (torch.empty(*(x.shape if gradients else (0,)), dtype=torch.float32) for x in (a, b))
     out = (grad_a.data_ptr(), grad_b.data_ptr()) if gradients else (0, 0)
     native.module().chamfer(*sets, root, loss.data_ptr(), out, torch.get_num_threads())
     return loss, grad_a, grad_b
@@ -120,10 +121,9 @@ def _clouds(points: Tensor, offsets: Tensor | None) -> int:
 def _cloud_tuple(points: Tensor, offsets: Tensor | None) -> tuple[int, int, int, int]:
     clouds = _clouds(points, offsets)
     address = _address(points, torch.float32, (*points.shape[: 2 if offsets is None else 1], 3))
-    assert points.numel() < 3 * 2**31, points.shape
-    if offsets is None:
-        return address, 0, clouds, points.shape[1]
-    return address, _address(offsets, torch.int64, (clouds + 1,)), clouds, 0
+    total = points.numel() // 3
+    assert total < 2**31, points.shape
+    return address, 0 if offsets is None else _address(offsets, torch.int64, (clouds + 1,)), clouds, total
 
 
 def _address(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> int:

@@ -1,6 +1,6 @@
 """The cases of every operation: name -> function of (device, quick) that lists them."""
 
-from omnitrunk.bench.cases import attention, loss, mlp, norm, optimizer, patches, pathway, tokens
+from omnitrunk.bench.cases import attention, loss, mlp, norm, optimizer, patches, pathway, points, tokens, windows
 
 CASES = {
     "attention": attention.cases,
@@ -16,4 +16,9 @@ CASES = {
     "masked_patch_loss": loss.masked_cases,
     "pathway_linear": pathway.cases,
     "adamw_": optimizer.cases,
+    "farthest_point_sample": points.sample_cases,
+    "knn": points.neighbor_cases,
+    "group_points": points.group_cases,
+    "chamfer": points.chamfer_cases,
+    "window_attention": windows.cases,
 }
