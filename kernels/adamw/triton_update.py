@@ -208,16 +208,17 @@ def _on_device(
     CHUNK: int,
 ) -> Table:
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    key = (device, CHUNK, joined, capturing, *rows, *sizes, *factors)
-    if key not in _tables:
-        table = _build(rows, sizes, factors, joined, device, CHUNK)
-        if capturing:
-            _captured.append(table)
-            return table
-        if len(_tables) == KEPT_TABLES:
-            _tables.pop(next(iter(_tables)))
-        _tables[key] = table
-    return _tables[key]
+    key = (device, CHUNK, joined, *rows, *sizes, *factors)
+    table = _tables.get(key)
+    if table is None:
+        table = _build(rows, sizes, factors, joined, device, CHUNK, pinned=capturing)
+        if not capturing:
+            if len(_tables) == KEPT_TABLES:
+                _tables.pop(next(iter(_tables)))
+            _tables[key] = table
+    if capturing:
+        _captured.append(table)
+    return table
 
 
 def _build(
@@ -227,6 +228,8 @@ def _build(
     joined: int,
     device: torch.device,
     chunk: int,
+    *,
+    pinned: bool,
 ) -> Table:
     chunks, addresses = [], []
     for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
@@ -239,6 +242,9 @@ def _build(
         torch.tensor(addresses, dtype=torch.int64),
         torch.tensor(factors, dtype=torch.float32),
     )
+    if pinned:
+        # What a graph copies, it copies at every replay, which only works from page-locked memory.
+        sources = tuple(source.pin_memory() for source in sources)
     # From ordinary memory, and yet without a wait: the driver takes what it copies before it returns.
     return Table(*(source.to(device, non_blocking=True) for source in sources), sources, len(rows), joined)
 

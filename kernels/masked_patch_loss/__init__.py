@@ -150,8 +150,9 @@ class _MaskedPatchLoss(torch.autograd.Function):
         if ctx.gradient is None:
             raise RuntimeError(SPENT)
         gradient, ctx.gradient = ctx.gradient, None
-        # On a GPU the comparison would wait for the device; there the multiplication is cheap.
-        scaled = gradient if grad.device.type == "cpu" and grad == 1 else gradient.mul_(grad)
+        # On a GPU the comparison would wait for the device, and a tracer has no number; there it is cheap to multiply.
+        known = grad.device.type == "cpu" and not torch.compiler.is_compiling()
+        scaled = gradient if known and grad == 1 else gradient.mul_(grad)
         return scaled.to(ctx.dtype), None, None, None, None
 
 
