@@ -12,7 +12,7 @@ from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
 
 OURS = "omnitrunk"
-OWN = ("triton", "cuda", "cpu", "onednn", "cached")
+OWN = ("triton", "triton_gather", "cuda", "cpu", "onednn", "cached")
 """Backends written here; all others, the definition among them, are what a user would take instead."""
 
 Run = Callable[..., Tensor | Sequence[Tensor] | None]

@@ -1,35 +1,32 @@
-"""patch_project: the visible patches of a batch as tokens.
+"""patch_project: the visible patches of a batch of images or clips as tokens.
 
     y[m] = W rows[m] + b + position[index[m] mod n],   rows = gather_patches(pixels, index)
 
-pixels (B, H, W, C), W (D, P) with P = p * p * C columns in (row, column, channel) order, b (D,), index int64 (M,) as in
-gather_patches, position (n, D) for the n patches of one image -> y (M, D). Masked patches are neither read nor
-multiplied, where the usual convolution projects all of them and drops most. Backward: dW = dy^T rows, db and dposition
-sums of rows of dy; no gradient reaches the pixels.
-Sources: Dosovitskiy et al. 2021, section 3.1 (patch embedding); He et al. 2022, section 3 (only visible patches).
+pixels (B, H, W, C) or (B, T, H, W, C), W (D, P) with P = t * p * q * C columns in (time, row, column, channel) order,
+b (D,), index int64 (M,) as in gather_patches, position (n, D) for the n patches of one sample -> y (M, D). Masked
+patches are neither read nor multiplied, where the usual convolution projects all of them and drops most. Backward:
+dW = dy^T rows, db and dposition sums of rows of dy; no gradient reaches the pixels.
+Sources: Dosovitskiy et al. 2021, section 3.1 (patch embedding); He et al. 2022, section 3 (only visible patches); Tong
+et al. 2022 (VideoMAE), section 3.1 (tubelets).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from omnitrunk.kernels import gpu
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
-from omnitrunk.kernels.linear import (
-    ROWS,
-    cropped,
-    onednn_missing,
-    onednn_product,
-    onednn_refuses,
-    onednn_weight_gradient,
-    padded_rows,
-)
+from omnitrunk.kernels.linear import onednn_missing, onednn_refuses
+from omnitrunk.kernels.patch_project.cpu import project_in_blocks
 from omnitrunk.kernels.patches import gather_patches
+from omnitrunk.kernels.patches.grid import Patch, Shape, alignment_of, as_clips, grid_of, is_dense, values_of
 
 
 def cost(
@@ -47,17 +44,17 @@ def cost(
 
 
 def reference(
-    pixels: Tensor,
+    clips: Tensor,
     weight: Tensor,
     bias: Tensor,
     index: Tensor,
-    patch: int,
+    shape: Shape,
     position: Tensor | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Tensor:
     """The definition; see the module's text for the formula."""
-    rows = gather_patches(pixels, index, patch, mean=mean, std=std, dtype=weight.dtype, backend="reference")
+    rows = gather_patches(clips, index, shape, mean=mean, std=std, dtype=weight.dtype, backend="reference")
     tokens = functional.linear(rows, weight, bias)
     return tokens if position is None else tokens + position.index_select(0, index % len(position))
 
@@ -65,56 +62,68 @@ def reference(
 OPERATION = Operation("patch_project", reference)
 
 
-def _refuses(pixels: Tensor, weight: Tensor, bias: Tensor, index: Tensor, *_others: object) -> str | None:
+def _triton_refuses(clips: Tensor, weight: Tensor, bias: Tensor, *_others: Any) -> str | None:
+    if weight.dtype == torch.float64:
+        return "computes in float32"
+    if clips.dtype != torch.uint8 and not clips.is_floating_point():
+        return f"projects bytes and floating pixels, not {clips.dtype}"
+    return None if clips.numel() and weight.numel() else "there is nothing to project"
+
+
+def _triton_yields(
+    clips: Tensor, weight: Tensor, bias: Tensor, index: Tensor, shape: Shape, *_others: Any
+) -> str | None:
+    if (gpu.autocast_dtype(weight) or weight.dtype) == torch.float32:
+        return "cuBLAS is faster at products in float32"
+    if clips.dtype != torch.uint8:
+        return "pixels are not bytes, which it saves to widen"
+    if not is_dense(clips) or alignment_of(clips, shape) < 16:
+        return "lines of patches are not whole runs of 16 bytes"
+    if not gpu.settings("patch_project", "tier", weight.shape[1])["FUSED"]:
+        return "cuBLAS gains more on patches of so many values than the gather costs"
+    return None
+
+
+@OPERATION.backend(
+    "triton",
+    devices=gpu.DEVICES,
+    why="one product that reads the bytes of the picked patches itself",
+    missing=gpu.missing,
+    refuses=_triton_refuses,
+    yields=_triton_yields,
+)
+def _triton(*call: Any, **options: Any) -> Tensor:
+    from omnitrunk.kernels.patch_project import triton_kernels
+
+    return triton_kernels.patch_project(*call, **options, fused=True)
+
+
+@OPERATION.backend(
+    "triton_gather",
+    devices=gpu.DEVICES,
+    why="gathers bytes as numbers of the product's dtype, and cuBLAS multiplies",
+    missing=gpu.missing,
+    refuses=_triton_refuses,
+)
+def _triton_gather(*call: Any, **options: Any) -> Tensor:
+    from omnitrunk.kernels.patch_project import triton_kernels
+
+    return triton_kernels.patch_project(*call, **options, fused=False)
+
+
+def _refuses(clips: Tensor, weight: Tensor, bias: Tensor, index: Tensor, *_others: object) -> str | None:
     return "no patch is picked" if index.numel() == 0 else onednn_refuses(weight, weight)
-
-
-class _PatchProject(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, index: Tensor, position: Tensor | None) -> Tensor:
-        tokens = cropped(onednn_product(rows, weight, bias), index.shape)
-        place = None
-        if position is not None:
-            place = index % len(position)
-            tokens += position.index_select(0, place)
-        ctx.positions = 0 if position is None else len(position)
-        ctx.save_for_backward(rows, place)
-        return tokens
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, place = ctx.saved_tensors
-        _, needs_weight, needs_bias, _, needs_position = ctx.needs_input_grad
-        grad_position = None
-        if needs_position:
-            grad_position = grad.new_zeros(ctx.positions, grad.shape[1]).index_add_(0, place, grad)
-        grad_weight = onednn_weight_gradient(padded_rows(grad), rows) if needs_weight else None
-        return None, grad_weight, grad.sum(0) if needs_bias else None, None, grad_position
 
 
 @OPERATION.backend(
     "onednn",
     devices=("cpu",),
-    why="native gather, and oneDNN compiles the product for this processor",
+    why="gathers blocks that stay in the cache, and oneDNN compiles the product for this processor",
     missing=onednn_missing,
     refuses=_refuses,
 )
-def _onednn(
-    pixels: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    index: Tensor,
-    patch: int,
-    position: Tensor | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Tensor:
-    # The list is lengthened instead of the rows: a few patches gathered twice cost less than a copy of all rows. Their
-    # tokens are cropped away, and their gradient is zero.
-    surplus = functional.pad(index, (0, -len(index) % ROWS))
-    rows = gather_patches(pixels, surplus, patch, mean=mean, std=std)
-    return _PatchProject.apply(rows, weight, bias, index, position)
+def _onednn(*call: Any, **options: Any) -> Tensor:
+    return project_in_blocks(*call, **options)
 
 
 def patch_project(
@@ -123,7 +132,7 @@ def patch_project(
     bias: Tensor,
     index: Tensor,
     *,
-    patch: int,
+    patch: Patch,
     position: Tensor | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -131,18 +140,21 @@ def patch_project(
 ) -> Tensor:
     """Gather the picked patches, project them and add their positions.
 
-    pixels uint8 or floating (B, H, W, C), weight (D, P), bias (D,), index int64 (M,), position (n, D) with n patches
-    per image -> (M, D). `mean` and `std` as in gather_patches. Differentiable in weight, bias and position. Raises
-    ValueError where shapes do not fit together.
+    pixels uint8 or floating (B, H, W, C) or (B, T, H, W, C), weight (D, P), bias (D,), index int64 (M,), `patch` the
+    side of a square, (rows, columns) or (frames, rows, columns), position (n, D) with n patches per sample -> (M, D).
+    `mean` and `std` as in gather_patches. Differentiable in weight, bias and position. Raises ValueError where shapes
+    do not fit together, IndexError on the CPU where an index is outside of [0, B * n); the Triton backends, which
+    cannot raise without waiting for the device, make that token NaN.
     """
-    if weight.shape[1] != patch * patch * pixels.shape[-1]:
+    clips, shape = as_clips(pixels, patch)
+    if weight.shape[1] != values_of(clips, shape):
         raise ValueError(
             f"patch_project: weight {tuple(weight.shape)} does not take patches of "
-            f"{patch} x {patch} x {pixels.shape[-1]} values"
+            f"{' x '.join(map(str, shape[shape[0] == 1 :]))} x {clips.shape[4]} values"
         )
-    if position is not None and len(position) * patch * patch != pixels.shape[1] * pixels.shape[2]:
+    if position is not None and len(position) != prod(grid_of(clips, shape)):
         raise ValueError(
-            f"patch_project: {len(position)} positions do not cover an image of "
-            f"{pixels.shape[1]} x {pixels.shape[2]} pixels in patches of {patch} x {patch}"
+            f"patch_project: {len(position)} positions do not cover the {prod(grid_of(clips, shape))} patches of "
+            f"{' x '.join(map(str, clips.shape[1:4]))} pixels"
         )
-    return OPERATION.run(backend, pixels, weight, bias, index, patch, position, mean, std)
+    return OPERATION.run(backend, clips, weight, bias, index, shape, position, mean, std)

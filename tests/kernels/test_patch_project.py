@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 import torch
 from torch.nn import functional
 
 from omnitrunk.kernels import patch_project
-from omnitrunk.kernels.linear import onednn_missing
-from omnitrunk.kernels.patch_project import cost
+from omnitrunk.kernels.linear import ROWS, onednn_missing
+from omnitrunk.kernels.patch_project import cost, cpu
 
 from .compare import assert_agree, poisoned
 
@@ -26,8 +28,10 @@ def by_convolution(pixels, weight, bias, position, index, patch):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("count", [1, 13, 64, 70])
-def test_matches_the_convolution_on_bytes(backend, count, seed, monkeypatch):
+@pytest.mark.parametrize("count", [1, 13, 64, 70, 200])
+@pytest.mark.parametrize("block_values", [1, 64 * 48, cpu.BLOCK_VALUES])
+def test_matches_the_convolution_on_bytes(backend, count, block_values, seed, monkeypatch):
+    monkeypatch.setattr(cpu, "BLOCK_VALUES", block_values)
     torch.manual_seed(seed)
     pixels = torch.randint(0, 256, (5, 8, 12, 3), dtype=torch.uint8)
     weight, bias, position = torch.randn(7, 48), torch.randn(7), torch.randn(6, 7)
@@ -40,6 +44,36 @@ def test_matches_the_convolution_on_bytes(backend, count, seed, monkeypatch):
         return patch_project(pixels, weight, bias, index, **options)
 
     assert_agree(call, lambda *t: by_convolution(normalized, *t, index, 4), weight, bias, position)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("patch", [(2, 4, 4), (3, 2, 8), (1, 8, 4)])
+def test_matches_the_convolution_on_clips(backend, patch, seed):
+    torch.manual_seed(seed)
+    clips = torch.randint(0, 256, (2, 6, 8, 16, 3), dtype=torch.uint8)
+    cells = clips[0, ..., 0].numel() // prod(patch)
+    index = torch.randint(0, 2 * cells, (21,))
+    normalized = (clips.double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+
+    def by_convolution_in_3d(weight, bias, position):
+        kernel = weight.unflatten(1, (*patch, 3)).permute(0, 4, 1, 2, 3)
+        tokens = functional.conv3d(normalized.permute(0, 4, 1, 2, 3), kernel, bias, stride=patch)
+        return (tokens.flatten(2).transpose(1, 2) + position).flatten(0, 1)[index]
+
+    def call(weight, bias, position):
+        options = {"patch": patch, "position": position, "mean": MEAN, "std": STD, "backend": backend}
+        return patch_project(clips, weight, bias, index, **options)
+
+    shapes = (7, 3 * prod(patch)), (7,), (cells, 7)
+    assert_agree(call, by_convolution_in_3d, *(torch.randn(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("rows", [1, 64, 65, 1000, 5000])
+def test_blocks_cover_all_rows_once_and_evenly(rows):
+    blocks = cpu._blocks(rows, 768)
+    assert torch.equal(torch.cat([torch.arange(rows)[block] for block in blocks]), torch.arange(rows))
+    sizes = {block.stop - block.start for block in blocks[:-1]}
+    assert len(sizes) <= 1 and all(size % ROWS == 0 and size * 768 <= cpu.BLOCK_VALUES for size in sizes)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

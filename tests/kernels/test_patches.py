@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 import torch
 
 from omnitrunk.kernels import native
 from omnitrunk.kernels.patches import copy_patches, cost, gather_patches
+from omnitrunk.kernels.patches.grid import alignment_of
 
 needs_module = pytest.mark.skipif(not native.available(), reason=str(native.missing_reason()))
 BACKENDS = [pytest.param("cpu", marks=needs_module), "reference"]
@@ -13,13 +16,16 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def by_loop(pixels, index, patch):
     """One patch after the other, cut with slices."""
-    across = pixels.shape[2] // patch
-    per_image = pixels.shape[1] // patch * across
-    rows = [pixels.new_zeros(0, patch * patch * pixels.shape[3])]
+    clips = pixels if pixels.dim() == 5 else pixels[:, None]
+    frames, height, width = (1, patch, patch) if isinstance(patch, int) else (1, *patch)[-3:]
+    _, down, across = clips.shape[1] // frames, clips.shape[2] // height, clips.shape[3] // width
+    rows = [pixels.new_zeros(0, frames * height * width * clips.shape[4])]
     for flat in index.tolist():
-        image, cell = divmod(flat, per_image)
-        top, left = cell // across * patch, cell % across * patch
-        rows.append(pixels[image, top : top + patch, left : left + patch].reshape(1, -1))
+        sample, cell = divmod(flat, clips.shape[1] // frames * down * across)
+        time, left = cell // (down * across) * frames, cell % across * width
+        top = cell // across % down * height
+        cube = clips[sample, time : time + frames, top : top + height, left : left + width]
+        rows.append(cube.reshape(1, -1))
     return torch.cat(rows)
 
 
@@ -30,12 +36,24 @@ def random_pixels(shape, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.int64, torch.float64])
 @pytest.mark.parametrize(
-    ("shape", "patch"), [((2, 6, 9, 3), 3), ((1, 4, 4, 1), 4), ((3, 10, 5, 2), 5), ((2, 3, 2, 7), 1)]
+    ("shape", "patch"),
+    [
+        ((2, 6, 9, 3), 3),
+        ((1, 4, 4, 1), 4),
+        ((3, 10, 5, 2), 5),
+        ((2, 3, 2, 7), 1),
+        ((2, 8, 6, 3), (2, 6)),
+        ((2, 8, 6, 1), (8, 1)),
+        ((2, 6, 4, 6, 3), (2, 2, 2)),
+        ((2, 6, 4, 6, 3), (3, 2, 6)),
+        ((2, 3, 4, 4, 2), (1, 4, 4)),
+    ],
 )
 def test_copies_the_picked_patches(backend, dtype, shape, patch, seed):
     torch.manual_seed(seed)
     pixels = random_pixels(shape, dtype)
-    patches = shape[0] * (shape[1] // patch) * (shape[2] // patch)
+    sides = (patch, patch) if isinstance(patch, int) else patch
+    patches = shape[0] * prod(size // side for size, side in zip(shape[1:-1], sides, strict=True))
     for index in (torch.randint(0, patches, (11,)), torch.arange(patches), torch.zeros(0, dtype=torch.int64)):
         rows = copy_patches(pixels, index, patch, backend=backend)
         assert rows.dtype == dtype and torch.equal(rows, by_loop(pixels, index, patch))
@@ -43,14 +61,17 @@ def test_copies_the_picked_patches(backend, dtype, shape, patch, seed):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("normalized", [True, False])
-def test_normalizes_bytes(backend, normalized, seed):
+@pytest.mark.parametrize(
+    ("shape", "patch"), [((2, 8, 12, 3), 4), ((2, 8, 12, 3), (2, 6)), ((2, 4, 8, 8, 3), (2, 4, 8))]
+)
+def test_normalizes_bytes(backend, normalized, shape, patch, seed):
     torch.manual_seed(seed)
-    pixels, index = random_pixels((2, 8, 12, 3), torch.uint8), torch.randint(0, 12, (9,))
+    pixels, index = random_pixels(shape, torch.uint8), torch.randint(0, 8, (9,))
     mean, std = (MEAN, STD) if normalized else ((0, 0, 0), (1, 1, 1))
-    values = by_loop(pixels.double() / 255, index, 4).unflatten(1, (-1, 3))
+    values = by_loop(pixels.double() / 255, index, patch).unflatten(1, (-1, 3))
     expected = ((values - torch.tensor(mean)) / torch.tensor(std)).flatten(1)
     arguments = {"mean": mean, "std": std} if normalized else {}
-    rows = gather_patches(pixels, index, 4, backend=backend, **arguments)
+    rows = gather_patches(pixels, index, patch, backend=backend, **arguments)
     assert rows.dtype == torch.float32
     torch.testing.assert_close(rows.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -98,15 +119,37 @@ def test_the_definition_reads_the_picked_patches_only():
 
 
 @needs_module
-def test_an_index_out_of_range_is_an_error():
-    with pytest.raises(IndexError):
-        copy_patches(torch.zeros(1, 4, 4, 1), torch.tensor([4]), 2)
+@pytest.mark.parametrize("patch", [(2, 2, 2), (2, 2, 4), (1, 4, 4)])
+def test_an_index_out_of_range_is_an_error(patch):
+    pixels = torch.zeros(2, 4, 16, 16, 1)
+    patches = pixels.numel() // prod(patch)
+    copy_patches(pixels, torch.tensor([0, patches - 1]), patch)
+    for bad in (-1, patches):
+        with pytest.raises(IndexError):
+            copy_patches(pixels, torch.tensor([0, bad]), patch)
+
+
+def test_lines_of_patches_are_as_aligned_as_kernels_are_told():
+    pixels = torch.zeros(2, 4, 32, 48, 3, dtype=torch.uint8)
+    numbers = torch.arange(pixels.numel()).view(pixels.shape)
+    assert alignment_of(pixels, (2, 16, 16)) == 16 and alignment_of(pixels, (1, 14, 14), 8) == 2
+    for shape in ((1, 16, 16), (2, 8, 8), (2, 7, 14), (1, 4, 2)):
+        for clips in (pixels, pixels[:, :, :28, :42], pixels[:, ::2]):
+            alignment = alignment_of(clips, shape)
+            view = numbers.as_strided(clips.shape, clips.stride())
+            lines = view[:, :, :, : clips.shape[3] // shape[2] * shape[2]].unflatten(3, (-1, shape[2])).flatten(4)
+            chunks = lines.flatten(0, 3).view(-1, alignment)
+            assert (chunks == chunks[:, :1] + torch.arange(alignment)).all() and (chunks[:, 0] % alignment == 0).all()
 
 
 def test_refuses_what_does_not_fit():
     pixels, index = torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.tensor([0])
     with pytest.raises(ValueError, match="multiples of 3"):
         gather_patches(pixels, index, 3)
+    with pytest.raises(ValueError, match="frames, rows, columns"):
+        gather_patches(pixels[None], index, 2)
+    with pytest.raises(ValueError, match="multiples of"):
+        gather_patches(pixels, index, (2, 2, 2))
     with pytest.raises(ValueError, match="int64"):
         gather_patches(pixels, index.int(), 2)
     with pytest.raises(ValueError, match="3 channels"):
