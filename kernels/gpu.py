@@ -22,6 +22,7 @@ from torch import Tensor
 
 OLDEST = (8, 0)
 _shapes_only = False
+_trials: dict[tuple[str, str], Mapping[str, Mapping[str, Any]]] = {}
 
 
 def interpreted() -> bool:
@@ -89,9 +90,26 @@ def settings(operation: str, kernel: str, size: int) -> Mapping[str, Any]:
     A table has one column per architecture that was tuned, and "default" for all others; buckets are the greatest size
     served, "inf" the last of them.
     """
-    columns = _table(operation)[kernel]
-    buckets = columns.get(architecture(), columns["default"])
+    buckets = _trials.get((operation, kernel)) or table_rows(operation, kernel)
     return next(row for bucket, row in buckets.items() if size <= float(bucket))
+
+
+def table_rows(operation: str, kernel: str) -> Mapping[str, Mapping[str, Any]]:
+    """The column of configs.json that serves this GPU: bucket -> meta-parameters."""
+    columns = _table(operation)[kernel]
+    return columns.get(architecture(), columns["default"])
+
+
+@contextmanager
+def trying(operation: str, kernel: str, buckets: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Inside, the settings of a kernel are these and not those of configs.json: how a tuner measures them."""
+    _trials[operation, kernel] = buckets
+    settings.cache_clear()
+    try:
+        yield
+    finally:
+        del _trials[operation, kernel]
+        settings.cache_clear()
 
 
 @functools.cache
