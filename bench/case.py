@@ -38,11 +38,28 @@ class Case:
 
 def ways(operation: Operation, run: Callable[[str], Run], inputs: tuple, **peers: Run) -> dict[str, Run]:
     """Our automatic choice, every backend of others that can serve these inputs, and further peers."""
-    found = {OURS: run("auto")}
+    found, automatic = {OURS: run("auto")}, _automatic(operation, run("auto"), inputs)
     for backend in operation.candidates():
-        if backend.name not in OWN and _serves(run(backend.name), inputs):
+        if backend.name not in (*OWN, automatic) and _serves(run(backend.name), inputs):
             found["definition" if backend.name == "reference" else backend.name] = run(backend.name)
     return found | peers
+
+
+def _automatic(operation: Operation, run: Run, inputs: tuple) -> str:
+    """The backend that serves these inputs by itself: it is no peer of ours."""
+    chosen, original = [], operation.run
+
+    def noting(backend: str, *arguments: object, **options: object) -> object:
+        chosen.append(operation.explain(*arguments, backend=backend, **options).backend)
+        return original(backend, *arguments, **options)
+
+    operation.run = noting
+    try:
+        with torch.no_grad():
+            run(*inputs)
+    finally:
+        del operation.run
+    return chosen[0]
 
 
 def _serves(run: Run, inputs: tuple) -> bool:

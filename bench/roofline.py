@@ -16,7 +16,8 @@ def draw(table: Sequence[Row], rates: Mapping[str, float], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(11, 7), layout="constrained")
-    drawn = [(ours, peer) for ours, peer in pairs(table) if ours["flop"] and ours["least_bytes"]]
+    alone = [row for row in table if row["direction"] in ("forward", "backward")]
+    drawn = [(ours, peer) for ours, peer in pairs(alone) if ours["flop"] and ours["least_bytes"]]
     colors = dict(zip(sorted({ours["operation"] for ours, _ in drawn}), pyplot.cm.tab20.colors, strict=False))
     for ours, peer in drawn:
         color, intensity = colors[ours["operation"]], ours["flop"] / ours["least_bytes"]

@@ -56,7 +56,9 @@ def reference(pathways: Sequence[Pathway], results: Sequence[Tensor]) -> None:
         wide = torch.promote_types(pathway.weight.dtype, torch.float32)
         total = pathway.weight.to(wide)
         for auxiliary, scale in zip(pathway.auxiliaries, pathway.scales, strict=True):
-            total = torch.addcmul(total, auxiliary.to(wide), scale.to(wide))
+            # Product and sum rounded one after the other, as adamw_ does: a run that is resumed combines here what the
+            # optimizer wrote in the run that went on.
+            total = total + scale.to(wide) * auxiliary.to(wide)
         result.copy_(total)
 
 
