@@ -1,7 +1,32 @@
 """Middle floor: tokenize, mask, encode, decode, score; the systems, described on top of omnitrunk.kernels."""
 
+from omnitrunk.models.autoencoder import MaskedAutoencoder
+from omnitrunk.models.classifier import Classifier
+from omnitrunk.models.classifier_config import ClassifierConfig
+from omnitrunk.models.mae import MAEConfig
 from omnitrunk.models.masking import MaskPlan, make_plan
 from omnitrunk.models.modality import MODALITIES, Modality, register
 from omnitrunk.models.multimae import MultiMAE, MultiMAEConfig
+from omnitrunk.models.systems import SYSTEMS, build_model, find_system
+from omnitrunk.models.token_plan import TokenPlan, make_token_plan
+from omnitrunk.models.videomae import VideoMAEConfig
 
-__all__ = ["MODALITIES", "MaskPlan", "Modality", "MultiMAE", "MultiMAEConfig", "make_plan", "register"]
+__all__ = [
+    "MODALITIES",
+    "SYSTEMS",
+    "Classifier",
+    "ClassifierConfig",
+    "MAEConfig",
+    "MaskPlan",
+    "MaskedAutoencoder",
+    "Modality",
+    "MultiMAE",
+    "MultiMAEConfig",
+    "TokenPlan",
+    "VideoMAEConfig",
+    "build_model",
+    "find_system",
+    "make_plan",
+    "make_token_plan",
+    "register",
+]

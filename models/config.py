@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from omnitrunk.models.checks import check_divides, check_heads, check_least, check_rate, pair
+from omnitrunk.models.initialize import MULTIMAE, Rules
 from omnitrunk.models.modality import find_modality
+from omnitrunk.models.parameter_groups import is_matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,9 @@ class MultiMAEConfig:
     fp32_outputs: tuple[str, ...] = ("semseg",)
     """Outputs whose decoders run in float32 also under autocast."""
 
+    initial_values: ClassVar[Rules] = MULTIMAE
+    """How the parameters are drawn; see models.initialize."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot be built, each with one line that says what to change."""
         self._check_modalities()
@@ -75,7 +81,7 @@ class MultiMAEConfig:
     @property
     def image_shape(self) -> tuple[int, int]:
         """Height and width of the image in pixels."""
-        return _pair(self.image_size)
+        return pair(self.image_size)
 
     @property
     def total_tokens(self) -> int:
@@ -96,6 +102,15 @@ class MultiMAEConfig:
             return tuple(self.alphas.values())
         return tuple(self.alphas.get(name, 1.0) for name in self.inputs)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Modalities that a batch must hold."""
+        return tuple(dict.fromkeys(find_modality(name).data for name in (*self.inputs, *self.outputs)))
+
+    def decays(self, name: str) -> bool:
+        """Whether weight decay applies to a parameter. Faithful: to all, as in the release's pre-training."""
+        return self.faithful or is_matrix(name)
+
     def map_shape(self, name: str) -> tuple[int, int]:
         """Height and width of a modality's own map."""
         stride = find_modality(name).stride
@@ -112,7 +127,7 @@ class MultiMAEConfig:
 
     def position_grid(self, name: str) -> tuple[int, int]:
         """Rows and columns of the stored position table; other than the grid itself in faithful mode only."""
-        return self._grid_of(name, _pair(self.position_size or 224) if self.faithful else self.image_shape)
+        return self._grid_of(name, pair(self.position_size or 224) if self.faithful else self.image_shape)
 
     def tokens(self, name: str) -> int:
         """Patches n of one modality."""
@@ -139,30 +154,27 @@ class MultiMAEConfig:
             if not names or len(set(names)) != len(names):
                 raise ValueError(f"{field} = {names} must name at least one modality, each one once")
         for name in (*self.inputs, *self.outputs, *self.fp32_outputs):
-            find_modality(name)
+            if find_modality(name).kind == "clips":
+                raise ValueError(f"multimae takes images and class maps, not {name!r}; take it out or choose a system")
         for name in self.inputs:
             if (source := find_modality(name).source) is not None:
                 raise ValueError(f"{name!r} is an output made from {source!r}; put {source!r} among the inputs instead")
 
     def _check_sizes(self) -> None:
-        _check_heads("width", self.width, "heads", self.heads)
-        _check_heads("decoder_width", self.decoder_width, "decoder_heads", self.decoder_heads)
+        check_heads("width", self.width, "heads", self.heads)
+        check_heads("decoder_width", self.decoder_width, "decoder_heads", self.decoder_heads)
         smallest = {"patch_size": 1, "depth": 0, "global_tokens": 0, "decoder_depth": 0, "semseg_classes": 1}
-        for field, least in {**smallest, "class_embedding_width": 1, "mlp_ratio": 1 / self.decoder_width}.items():
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} = {getattr(self, field)} is too small; use {least} or more")
+        check_least(self, {**smallest, "class_embedding_width": 1, "mlp_ratio": 1 / self.decoder_width})
         if self.position_size is not None and not self.faithful:
             raise ValueError("position_size has no effect by default; set faithful = true or leave it out")
         for name in (*self.inputs, *self.outputs):
             self._check_image(name, "image_size", self.image_shape)
             if self.faithful:
-                self._check_image(name, "position_size", _pair(self.position_size or 224))
+                self._check_image(name, "position_size", pair(self.position_size or 224))
 
     def _check_image(self, name: str, field: str, image: tuple[int, int]) -> None:
         unit = find_modality(name).stride * self.patch(name)
-        if any(side < unit or side % unit for side in image):
-            nearest = tuple(max(unit, round(side / unit) * unit) for side in image)
-            raise ValueError(f"{field} = {image} does not divide into {name} patches of {unit} pixels; try {nearest}")
+        check_divides(field, image, (unit, unit), f"{name} patches")
 
     def _check_sampling(self) -> None:
         if not 1 <= self.keep <= self.total_tokens:
@@ -179,20 +191,4 @@ class MultiMAEConfig:
 
     def _check_rates(self) -> None:
         for field in ("drop_path", "label_smoothing"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} = {getattr(self, field)} must lie in 0..1, 1 excluded; 0 switches it off")
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
-
-
-def _check_heads(width_name: str, width: int, heads_name: str, heads: int) -> None:
-    if width < 4 or width % 4:
-        raise ValueError(
-            f"{width_name} = {width} must be a multiple of 4, for the position tables; try {width + -width % 4}"
-        )
-    if heads < 1 or width % heads:
-        fits = max(count for count in range(1, min(max(heads, 1), width) + 1) if width % count == 0)
-        raise ValueError(f"{heads_name} = {heads} does not divide {width_name} = {width}; try {fits}")
+            check_rate(field, getattr(self, field))

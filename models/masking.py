@@ -6,9 +6,8 @@ at random inside each input, then topped up or thinned out to exactly K.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,13 +16,15 @@ from torch import Tensor
 from omnitrunk.kernels.philox import uniform
 from omnitrunk.kernels.sample_mask import sample_mask
 from omnitrunk.models.dirichlet import dirichlet
+from omnitrunk.models.drop_path import sample_drop_scale
+from omnitrunk.models.plan import Plan
 
 if TYPE_CHECKING:
     from omnitrunk.models.config import MultiMAEConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskPlan:
+class MaskPlan(Plan):
     """All indices of one batch: B samples, K visible of N tokens, G global tokens, T inputs, n_t tokens of input t.
 
     A "flat row" of input t is b * n_t + i. The trunk's buffer has B * (K + G) rows, global tokens last in each sample.
@@ -48,26 +49,6 @@ class MaskPlan:
     drop_scale: Tensor | None = None
     """float32 (2 * depth, B): factor of every residual branch, or None without drop path."""
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> MaskPlan:
-        """The plan on a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> MaskPlan:
-        """The plan in page-locked memory, from which copies to a GPU do not wait."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> MaskPlan:
-        changed: dict[int, Tensor] = {}  # outputs with one mask share their tensors; these are moved once
-
-        def apply(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: apply(tensor) for name, tensor in value.items()}
-            if value is not None and id(value) not in changed:
-                changed[id(value)] = change(value)
-            return changed.get(id(value))
-
-        return MaskPlan(**{field.name: apply(getattr(self, field.name)) for field in fields(self)})
-
 
 def sample_plan(config: MultiMAEConfig, seed: int, positions: np.ndarray) -> MaskPlan:
     """The plan of the samples at `positions` int64 (B,); each sample's part depends on (seed, its position) alone."""
@@ -78,7 +59,8 @@ def sample_plan(config: MultiMAEConfig, seed: int, positions: np.ndarray) -> Mas
     if config.faithful:
         shuffle = uniform(seed, "token_order", positions, config.keep).argsort(axis=1)
         ids_keep = np.take_along_axis(ids_keep, shuffle, axis=1)
-    return make_plan(config, ids_keep, drop_scale=sample_drop_scale(config, seed, positions))
+    drop_scale = sample_drop_scale(config.drop_path, config.depth, seed=seed, positions=positions)
+    return make_plan(config, ids_keep, drop_scale=drop_scale)
 
 
 def visible_counts(config: MultiMAEConfig, seed: int, positions: np.ndarray) -> np.ndarray:
@@ -94,15 +76,6 @@ def visible_counts(config: MultiMAEConfig, seed: int, positions: np.ndarray) -> 
             alphas, chosen = alphas * chosen + 1e-5, None
     shares = dirichlet(alphas, seed=seed, positions=positions, chosen=chosen)
     return np.rint(shares.astype(np.float32) * np.float32(config.keep)).astype(np.int32)
-
-
-def sample_drop_scale(config: MultiMAEConfig, seed: int, positions: np.ndarray) -> Tensor | None:
-    """Factors (2 * depth, B) of the branches: 0 where dropped, else 1 / keep probability (Huang et al. 2016)."""
-    if config.drop_path == 0 or config.depth == 0:
-        return None
-    rates = np.linspace(0, config.drop_path, config.depth).repeat(2)[:, None]
-    draws = uniform(seed, "drop_path", np.asarray(positions, dtype=np.int64), 2 * config.depth).T
-    return torch.from_numpy(((draws >= rates) / (1 - rates)).astype(np.float32))
 
 
 def make_plan(config: MultiMAEConfig, ids_keep: np.ndarray | Tensor, drop_scale: Tensor | None = None) -> MaskPlan:

@@ -1,7 +1,8 @@
 """The modalities that the engine knows. A new one is one call of `register`; no other line of the models changes.
 
-A modality is an image of pixels or a map of classes, cut into square patches that become tokens. It can be an input, an
-output, or both; one with a `source` is an output only: a second view of the source's pixels, masked like the source.
+A modality is an image of pixels, a map of classes or a clip of images, cut into patches that become tokens; or a cloud
+of points, whose neighborhoods do. It can be an input, an output, or both; one with a `source` is an output only: a
+second view of the source's pixels, masked like the source.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ class Modality:
 
     name: str
     """Key in the batch and in the configuration, a Python identifier."""
-    kind: Literal["pixels", "classes"]
-    """Pixels (B, H, W, channels), uint8 or floating; or a class map (B, H / stride, W / stride) of integers."""
+    kind: Literal["pixels", "classes", "clips", "points"]
+    """Pixels (B, H, W, channels), uint8 or floating; a class map (B, H / stride, W / stride) of integers; clips
+    (B, T, H, W, channels) of pixels; or points (B, N, channels), floating."""
     channels: int = 1
     """Channels of pixels; a class map has as many outputs for each of its pixels as there are classes."""
     stride: int = 1
     """Image pixels for each pixel of the stored map, per side."""
     loss: Literal["mse", "l1", "cross_entropy"] = "mse"
-    """Reconstruction error of one pixel: cross_entropy for classes, one of the other two for pixels."""
+    """Reconstruction error of one pixel: cross_entropy for classes, one of the other two for pixels. Points have an
+    error of their own, the Chamfer distance."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel on the scale 0 to 1, subtracted from uint8 pixels; None leaves them between 0 and 1."""
     std: tuple[float, ...] | None = None
@@ -97,3 +100,16 @@ register(
         source="rgb",
     )
 )
+register(Modality(name="video", kind="clips", channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD))
+register(
+    Modality(
+        name="norm_video",
+        kind="clips",
+        channels=3,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        standardize_patches=True,
+        source="video",
+    )
+)
+register(Modality(name="points", kind="points", channels=3))

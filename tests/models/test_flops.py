@@ -6,8 +6,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from omnitrunk.kernels.dispatch import use
-from omnitrunk.models import MultiMAE, MultiMAEConfig
+from omnitrunk.models import MaskedAutoencoder, MultiMAE, MultiMAEConfig
 from tests.models.small import random_batch, small_config
+from tests.models.small_autoencoders import bytes_batch, small_mae, small_videomae
 
 CASES = [
     {},
@@ -21,7 +22,23 @@ CASES = [
 @pytest.mark.parametrize("changes", CASES)
 def test_flops_are_those_that_torch_counts(changes, seed):
     config = small_config(**changes)
-    model, batch = MultiMAE(config, seed), random_batch(config, 3, seed)
+    assert_counted(MultiMAE(config, seed), random_batch(config, 3, seed), seed)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        small_mae(),
+        small_mae(image_size=(24, 40), mlp_ratio=3.0, decoder_depth=0),
+        small_videomae(),
+        small_videomae(depth=0, decoder_depth=1),
+    ],
+)
+def test_flops_of_autoencoders_are_those_that_torch_counts(config, seed):
+    assert_counted(MaskedAutoencoder(config, seed), bytes_batch(config, 3, seed), seed)
+
+
+def assert_counted(model, batch, seed):
     plan = model.plan(seed, np.arange(3))
     counter = FlopCounterMode(display=False)
     with use("reference"), counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omnitrunk.models import MultiMAE
+from omnitrunk.models import MaskedAutoencoder, MultiMAE
 from tests.models.small import small_config
+from tests.models.small_autoencoders import small_mae, small_videomae
 
 
 def deviation_of_uniform(bound):
@@ -63,3 +64,41 @@ def test_an_unknown_parameter_is_noticed(seed):
     model.register_parameter("mystery", torch.nn.Parameter(torch.zeros(3)))
     with pytest.raises(AssertionError, match="mystery"):
         initialize(model, seed)
+
+
+def assert_uniform(values, bound, name):
+    assert 0.9 * bound < values.abs().max() <= bound, name
+    assert abs(values.std() - deviation_of_uniform(bound)) < 5 * deviation_of_uniform(bound) / values.numel() ** 0.5, (
+        name
+    )
+
+
+def test_mae_counts_stacked_matrices_as_one(seed):
+    parameters = dict(MaskedAutoencoder(small_mae(width=96, decoder_width=64), seed).named_parameters())
+    bounds = {
+        "blocks.1.attn.qkv.weight": (6 / (3 * 96 + 96)) ** 0.5,
+        "decoder.blocks.0.mlp.fc2.weight": (6 / (64 + 4 * 64)) ** 0.5,
+        "decoder.embed.weight": (6 / (64 + 96)) ** 0.5,
+        "tokenizer.weight": (6 / (96 + 192)) ** 0.5,
+        "tokenizer.bias": 192**-0.5,
+    }
+    for name, bound in bounds.items():
+        assert_uniform(parameters[name], bound, name)
+    for name in ("class_token", "decoder.mask_token"):
+        assert 0.01 < parameters[name].std() < 0.03, name
+    assert (parameters["norm.weight"] == 1).all() and (parameters["decoder.norm.bias"] == 0).all()
+    assert (parameters["decoder.out.bias"] == 0).all() and (parameters["blocks.0.attn.qkv.bias"] == 0).all()
+
+
+def test_videomae_leaves_its_tokenizer_at_the_default_and_cuts_the_mask_token(seed):
+    config = small_videomae(width=96, decoder_width=512)
+    parameters = dict(MaskedAutoencoder(config, seed).named_parameters())
+    assert_uniform(parameters["tokenizer.weight"], 384**-0.5, "tokenizer.weight")
+    assert parameters["tokenizer.bias"].abs().max() <= 384**-0.5
+    assert_uniform(parameters["blocks.0.attn.qkv.weight"], (6 / (4 * 96)) ** 0.5, "qkv")
+    token = parameters["decoder.mask_token"]
+    assert 0.018 < token.abs().max() <= 0.02
+    assert token.std().item() == pytest.approx(0.02 * 0.5396, rel=0.1)  # of a normal cut at one deviation
+    for name, values in parameters.items():
+        if name.endswith("bias") and name != "tokenizer.bias":
+            assert (values == 0).all(), name

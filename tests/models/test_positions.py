@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from omnitrunk.models import MultiMAE
-from omnitrunk.models.positions import interpolate, sincos_table
+from omnitrunk.models.positions import (
+    FixedPositions,
+    column_row_table,
+    interleaved_table,
+    interpolate,
+    sincos_table,
+    with_class_row,
+)
 from tests.models.small import random_batch, small_config
 
 
@@ -30,6 +37,36 @@ def test_faithful_table_is_scrambled_unless_square():
     scrambled = sincos_table(6, 4, 16, faithful=True)
     for (row, column), (first, second) in {(0, 3): (0, 3), (1, 0): (0, 4), (1, 2): (1, 0)}.items():
         torch.testing.assert_close(scrambled[row * 4 + column], by_hand(first, second, 16), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("height", "width", "dim"), [(3, 5, 8), (14, 14, 64)])
+def test_table_of_mae_holds_column_and_row(height, width, dim):
+    table = column_row_table(height, width, dim)
+    assert table.shape == (height * width, dim) and table.dtype == torch.float32
+    for row in range(height):
+        for column in range(width):
+            torch.testing.assert_close(table[row * width + column], by_hand(column, row, dim), rtol=1e-6, atol=1e-7)
+
+
+def test_table_of_videomae_interleaves_sine_and_cosine():
+    table = interleaved_table(1568, 12)
+    assert table.shape == (1568, 12) and table.dtype == torch.float32
+    for n in (0, 1, 37, 1567):
+        for channel in range(12):
+            angle = n / 10000 ** (2 * (channel // 2) / 12)
+            assert table[n, channel].item() == pytest.approx((math.sin, math.cos)[channel % 2](angle), abs=1e-6)
+
+
+def test_class_row_is_zero_and_first(seed):
+    table = torch.rand(3, 4, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(with_class_row(table), torch.cat([torch.zeros(1, 4), table]))
+
+
+def test_fixed_positions_are_looked_up(seed):
+    table = torch.rand(5, 4, generator=torch.Generator().manual_seed(seed))
+    index = torch.tensor([[4, 0, 1], [2, 2, 3]])
+    positions = FixedPositions(table)
+    assert torch.equal(positions({}, index), table[index]) and not list(positions.parameters())
 
 
 def test_interpolation_keeps_a_grid_and_averages_neighbors():

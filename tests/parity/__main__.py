@@ -11,11 +11,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.parity import multimae
+from tests.parity import m2pt, mae, multimae, pointmae, videomae
 from tests.parity.folder import Check, Recorded, read_folder
 from tests.parity.report import DOUBLE, SINGLE, Precision, Report
 
-SYSTEMS: dict[str, Callable[[list[Recorded]], list[Check]]] = {"multimae": multimae.find}
+SYSTEMS: dict[str, Callable[[list[Recorded]], list[Check]]] = {
+    "multimae": multimae.find,
+    "mae": mae.find,
+    "m2pt": m2pt.find,
+    "videomae": videomae.find,
+    "pointmae": pointmae.find,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

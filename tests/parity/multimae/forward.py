@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from omnitrunk.models import MaskPlan, MultiMAE
 from tests.parity.multimae.layout import to_image
+from tests.parity.recorder import Recorder
 from tests.parity.report import Report
 
 if TYPE_CHECKING:
@@ -62,31 +63,6 @@ def tokens(model: MultiMAE, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         index = torch.arange(len(batch[name]) * model.config.tokens(name))
         found[f"tokens.{name}"] = tokenizer(batch[name], index).unflatten(0, (len(batch[name]), -1))
     return found
-
-
-class Recorder:
-    """Arguments and result of every call of a model's modules while the context lasts, by the module's name."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.inputs: dict[str, tuple[Any, ...]] = {}
-        self.outputs: dict[str, Any] = {}
-
-    def __enter__(self) -> Recorder:
-        self.handles = [
-            module.register_forward_hook(self._hook(name)) for name, module in self.model.named_modules() if name
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _hook(self, name: str) -> Any:
-        def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self.inputs[name], self.outputs[name] = inputs, output
-
-        return keep
 
 
 def encoder(recorder: Recorder, depth: int) -> dict[str, Tensor]:

@@ -1,0 +1,55 @@
+"""The systems by name: the configuration that a recipe fills in, the model made of it, its released state dicts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from omnitrunk.models import official_classifier, official_mae, official_multimae, official_pointmae, official_videomae
+from omnitrunk.models.autoencoder import MaskedAutoencoder
+from omnitrunk.models.classifier import Classifier
+from omnitrunk.models.classifier_config import ClassifierConfig
+from omnitrunk.models.config import MultiMAEConfig
+from omnitrunk.models.mae import MAEConfig
+from omnitrunk.models.multimae import MultiMAE
+from omnitrunk.models.official_parts import Layout
+from omnitrunk.models.pointmae import PointMAEConfig
+from omnitrunk.models.videomae import VideoMAEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What there is of a system."""
+
+    config: type[Any]
+    """The dataclass of its sizes and choices."""
+    model: type[nn.Module]
+    """Made as model(config, seed)."""
+    layout: Callable[[Any], Layout]
+    """The tensors of a released state dict, by configuration."""
+
+
+SYSTEMS: dict[str, System] = {
+    "multimae": System(config=MultiMAEConfig, model=MultiMAE, layout=official_multimae.layout),
+    "mae": System(config=MAEConfig, model=MaskedAutoencoder, layout=official_mae.layout),
+    "videomae": System(config=VideoMAEConfig, model=MaskedAutoencoder, layout=official_videomae.layout),
+    "pointmae": System(config=PointMAEConfig, model=MaskedAutoencoder, layout=official_pointmae.layout),
+    "classifier": System(config=ClassifierConfig, model=Classifier, layout=official_classifier.layout),
+}
+
+
+def build_model(config: Any, seed: int) -> nn.Module:
+    """The model of a system's configuration, its initial weights drawn from `seed`."""
+    return find_system(config.system).model(config, seed)
+
+
+def find_system(name: str) -> System:
+    """The system of that name; ValueError, with the nearest name, where there is none."""
+    if name not in SYSTEMS:
+        nearest = difflib.get_close_matches(name, SYSTEMS, n=1, cutoff=0.0)
+        raise ValueError(f"unknown system {name!r}; did you mean {nearest[0]!r}? Known: {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]

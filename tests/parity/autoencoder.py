@@ -1,0 +1,44 @@
+"""What the recordings of all masked autoencoders have in common: our model with their weights, and its gradients."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from omnitrunk.models import MaskedAutoencoder, TokenPlan
+from omnitrunk.models.autoencoder_config import AutoencoderConfig
+from omnitrunk.models.official import from_official, to_official
+from tests.parity.folder import Recorded
+
+
+def cases(files: Iterable[Recorded], marks: Mapping[str, str]) -> dict[str, dict[str, Recorded]]:
+    """Files <prefix>_<kind> by prefix and kind; `marks` names a key that a file of each kind must hold."""
+    groups: dict[str, dict[str, Recorded]] = defaultdict(dict)
+    for file in files:
+        prefix, _, kind = file.name.rpartition("_")
+        if kind in marks and marks[kind] in file.content:
+            groups[prefix][kind] = file
+    return groups
+
+
+def check_complete(prefix: str, group: Mapping[str, Recorded]) -> None:
+    if lacking := [kind for kind in ("weights", "io") if kind not in group]:
+        raise ValueError(f"the case {prefix} lacks {prefix}_{lacking[0]}.safetensors")
+
+
+def loaded(config: AutoencoderConfig, weights: Mapping[str, Tensor], dtype: torch.dtype) -> MaskedAutoencoder:
+    """Our model with recorded weights."""
+    model = MaskedAutoencoder(config).to(dtype)
+    model.load_state_dict(from_official({key: value.to(dtype) for key, value in weights.items()}, config))
+    return model
+
+
+def gradients(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], plan: TokenPlan) -> dict[str, Tensor]:
+    """The gradients of the loss by the release's names and shapes."""
+    model.zero_grad()
+    model(tensors, plan)["loss"].backward()
+    named = {name: value.grad for name, value in model.named_parameters()}
+    return to_official({**model.state_dict(), **named}, model.config)
