@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from omnitrunk.engine.config import RunConfig, without_effect
+from omnitrunk.engine.data import open_index
 from omnitrunk.engine.data.faults import Faults
-from omnitrunk.engine.data.folder import FolderIndex
 from omnitrunk.engine.data.loader import read_strides
-from omnitrunk.engine.data.source import FolderSource
+from omnitrunk.engine.data.source import SampleSource
 from omnitrunk.engine.description import check_description
 from omnitrunk.engine.estimate import Estimate, estimate, size_text
 from omnitrunk.engine.evaluate import check_evaluation
 from omnitrunk.engine.hardware import GPUS, Gpu
 from omnitrunk.engine.overview import model_line
-from omnitrunk.models import MultiMAE
+from omnitrunk.models import build_model
 
 ASSUMED_UTILIZATION = 0.4
 """Share of a GPU's peak that training is predicted to reach; good public engines report 0.35 to 0.5."""
@@ -34,7 +34,7 @@ def check(config: RunConfig, *, gpus: int = 1, gpu: str | None = None) -> str:
             f"data.batch = {config.data.batch} does not divide into {gpus} GPUs x optimizer.accumulate = "
             f"{config.optimizer.accumulate}; use a multiple of {max(parts, 1)}"
         )
-    needs = estimate(config, MultiMAE(config.model, config.run.seed), processes=gpus)
+    needs = estimate(config, build_model(config.model, config.run.seed), processes=gpus)
     lines = [f"warning: {warning}" for warning in without_effect(config)]
     lines.append(model_line(config, needs.parameters))
     read_bytes, data_line = _check_data(config)
@@ -47,21 +47,18 @@ def check(config: RunConfig, *, gpus: int = 1, gpu: str | None = None) -> str:
 
 def _check_data(config: RunConfig) -> tuple[float | None, str]:
     """Bytes of files per sample where there are any, and a line about the data set."""
-    names = (*config.model.inputs, *config.model.outputs)
-    strides = read_strides(names, config.data.size)
+    modalities = list(read_strides(config.model.reads, config.data.size))
     if config.data.source == "random":
-        return None, "data     random pictures, made on the device"
+        return None, "data     random, made on the device"
     if not config.data.root:
         return None, "data     data.root is not set: give --data.root to have the files checked"
     if not Path(config.data.root).is_dir():
         return None, f"data     warning: {config.data.root} is not on this machine, its files are not checked"
     check_description(config)
     check_evaluation(config)
-    index, faults = (
-        FolderIndex(config.data.root, config.data.train_split, list(strides)),
-        Faults(config.data.bad_fraction),
-    )
-    source = FolderSource(index, list(strides), faults, seed=None, threads=1)
+    index = open_index(config.data, config.data.train_split, modalities)
+    faults = Faults(config.data.bad_fraction)
+    source = SampleSource(index, modalities, faults, seed=None, threads=1)
     samples = np.linspace(0, len(index) - 1, min(PROBED, len(index))).astype(np.int64)
     good = source.fetch(np.arange(len(samples)), samples)
     source.close()

@@ -14,18 +14,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """B samples: pixels as they were decoded, labels, and which tokens the model may see."""
+    """B samples as they were decoded, labels, and which tokens the model may see."""
 
     tensors: dict[str, torch.Tensor]
-    """rgb uint8 (B, H, W, 3); depth float32 (B, H, W, 1), stored / 65536; semseg uint8 (B, H/s, W/s), class ids."""
+    """rgb uint8 (B, H, W, 3); depth float32 (B, H, W, 1), stored / 65536; semseg uint8 (B, H/s, W/s), class ids;
+    video uint8 (B, T, H, W, 3); audio float32 (B, S), full scale 1, and audio_length int64 (B,), the samples before its
+    padding; points float32 (B, P, 3)."""
     labels: torch.Tensor
-    """int64 (B,): index of the class folder."""
+    """int64 (B,): number of the class."""
     positions: np.ndarray
     """int64 (B,): the place of each sample in the run, the key of everything random about it. Stays on the host."""
     plan: MaskPlan | None = None
     """Which tokens are visible; None where nothing is masked."""
     replaced: np.ndarray | None = None
     """bool (B,): True for a stand-in of an unreadable sample; None where no sample can be unreadable."""
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What a model is given: the tensors, and "label"."""
+        return {**self.tensors, "label": self.labels}
 
     def __len__(self) -> int:
         return len(self.positions)

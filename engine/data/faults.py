@@ -48,12 +48,14 @@ class Faults:
         return {"samples_read": self.looked_at, "samples_bad": self.bad, "samples_missing": self.missing}
 
 
-def substitute(seed: int, position: int, attempt: int, size: int) -> int:
+def substitute(seed: int, position: int, attempt: int, size: int, fault: tuple[str, str] | None = None) -> int:
     """The sample that stands in at `position` when `attempt` - 1 substitutes were bad too; attempt counts from 1.
 
-    It depends on nothing else, so that a resumed run and any number of ranks find the same one.
+    It depends on nothing else, so that a resumed run and any number of ranks find the same one. `fault`, the (path,
+    reason) of the last bad one, is for the ValueError after too many.
     """
     if attempt > MOST_ATTEMPTS:
-        raise ValueError(f"{MOST_ATTEMPTS} samples in a row could not be read: is data.root still there?")
+        last = "; last: {}: {}".format(*fault) if fault else ""
+        raise ValueError(f"{MOST_ATTEMPTS} samples in a row could not be read: is data.root still there?{last}")
     bits = uniform_bits(seed, "substitute", np.array([position], dtype=np.int64), attempt)[0, attempt - 1]
     return int(bits) * size >> 32

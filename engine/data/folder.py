@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from omnitrunk.engine.data.files import SUFFIXES, check_readable, read_file
+
 log = logging.getLogger(__name__)
 
-SUFFIXES = {"rgb": (".jpg", ".jpeg", ".png"), "depth": (".png",), "semseg": (".png",)}
-"""Modality -> the file names it takes, in any case; other files in its folders are ignored."""
 LAYOUT = "ROOT/<split>/<modality>/<class>/<stem>.<suffix>"
 
 Files = dict[str, tuple[str, int]]  # stem -> (suffix, bytes)
@@ -28,8 +28,9 @@ class FolderIndex:
     """
 
     def __init__(self, root: str | Path, split: str, modalities: Sequence[str]) -> None:
-        self.folder = _split_folder(root, split)
+        self.folder = split_folder(root, split, LAYOUT)
         self.classes = class_folders(root, split, modalities[0])
+        self.numbered = False
         self.missing = 0
         self._first_missing = ""
         self._names: list[str] = []  # class/stem
@@ -59,6 +60,10 @@ class FolderIndex:
         """The file of one modality of one sample."""
         return f"{self.folder}/{modality}/{self._names[sample]}{self._suffixes[modality][sample]}"
 
+    def read(self, sample: int, modality: str) -> bytes:
+        """Its bytes."""
+        return read_file(self.path(sample, modality))
+
     def _complete(self, name: str, files: dict[str, Files]) -> list[str]:
         """The sorted stems of a class that every modality has; counts the others."""
         tables = list(files.values())
@@ -82,9 +87,8 @@ class FolderIndex:
 
 def class_folders(root: str | Path, split: str, modality: str) -> list[str]:
     """The sorted class folders of one modality, or a ValueError that says what is missing."""
-    folder = _split_folder(root, split)
-    if modality not in SUFFIXES:
-        raise ValueError(f"{modality} cannot be read from files; readable: {', '.join(SUFFIXES)}")
+    folder = split_folder(root, split, LAYOUT)
+    check_readable(modality)
     if not (folder / modality).is_dir():
         raise ValueError(f"{folder} has no folder {modality}; it has: {', '.join(_subfolders(folder)) or 'none'}")
     names = _subfolders(folder / modality)
@@ -93,11 +97,12 @@ def class_folders(root: str | Path, split: str, modality: str) -> list[str]:
     return names
 
 
-def _split_folder(root: str | Path, split: str) -> Path:
+def split_folder(root: str | Path, split: str, layout: str) -> Path:
+    """The folder of a split, or a ValueError that says what there is; `layout` is the one to match."""
     if not str(root):
-        raise ValueError("data.root is not set: give a folder laid out as " + LAYOUT)
+        raise ValueError("data.root is not set: give a folder laid out as " + layout)
     if not Path(root).is_dir():
-        raise ValueError(f"data.root {root} does not exist: `omnitrunk world {root}` writes one, or match {LAYOUT}")
+        raise ValueError(f"data.root {root} does not exist: `omnitrunk world {root}` writes one, or match {layout}")
     folder = Path(root) / split
     if not folder.is_dir():
         raise ValueError(f"{root} has no split {split}; it has: {', '.join(_subfolders(Path(root))) or 'none'}")

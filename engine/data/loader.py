@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from omnitrunk.engine.data.batch import Batch
-from omnitrunk.engine.data.crop import center_crop, random_crop
+from omnitrunk.engine.data.config import DataConfig
 from omnitrunk.engine.data.cursor import Cursor
-from omnitrunk.engine.data.dali import ImageDecoder
+from omnitrunk.engine.data.decoders import ALONE, check_together, make_decoder
 from omnitrunk.engine.data.faults import Faults
-from omnitrunk.engine.data.folder import FolderIndex, class_folders
+from omnitrunk.engine.data.index import SampleIndex, check_classes, open_index
 from omnitrunk.engine.data.prefetch import Prefetcher
-from omnitrunk.engine.data.random_source import RandomImages
-from omnitrunk.engine.data.source import FolderSource
-from omnitrunk.engine.data.stream import FolderBatches
+from omnitrunk.engine.data.random_source import RandomSamples
+from omnitrunk.engine.data.source import SampleSource
+from omnitrunk.engine.data.stream import SampleBatches
 from omnitrunk.models.modality import find_modality
 
 if TYPE_CHECKING:
@@ -31,52 +29,13 @@ MakePlan = Callable[[np.ndarray], "MaskPlan"]
 """Positions, int64 (B,), to the plan of that batch: which tokens are visible."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where samples come from and how they are cut."""
-
-    source: Literal["folder", "random"] = "folder"
-    """folder reads files below `root`; random makes noise on the device: the speed of a run whose data is free."""
-    root: str = ""
-    """Folder of the data set, laid out as ROOT/<split>/<modality>/<class>/<stem>.<suffix>."""
-    train_split: str = "train"
-    """Folder below `root` with the samples to train on."""
-    val_split: str = "val"
-    """Folder below `root` with the samples to evaluate on."""
-    batch: int = 256
-    """Samples per step, over all ranks and micro-batches."""
-    size: int = 224
-    """Height and width of the pictures the model sees, in pixels."""
-    crop_area: tuple[float, float] = (0.2, 1.0)
-    """Least and greatest share of a picture that a random crop covers."""
-    flip: bool = True
-    """Mirror every other training sample, at random."""
-    bad_fraction: float = 0.01
-    """Share of unreadable samples above which the run stops; up to it they are replaced, counted and logged."""
-    threads: int = 4
-    """Threads of each rank that read files, and as many that decode: the cores a rank may use."""
-    prefetch: int = 2
-    """Batches prepared ahead of the step that needs them."""
-
-    def __post_init__(self) -> None:
-        """Refuses values that no run could use."""
-        if self.source not in ("folder", "random"):
-            raise ValueError(f"data.source is {self.source!r}: use folder or random")
-        for name in ("batch", "size", "threads", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} is {getattr(self, name)}: use 1 or more")
-        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
-            raise ValueError(f"data.crop_area is {self.crop_area}: use 0 < least <= greatest <= 1")
-        if not 0 <= self.bad_fraction < 1:
-            raise ValueError(f"data.bad_fraction is {self.bad_fraction}: use a share from 0 to below 1")
-
-
 class Loader:
     """Endless training batches of one rank from `samples_seen` on. Close it, or use it in a `with` statement.
 
     Batches do not depend on when, where or by how many ranks they are made: a loader that starts at the `samples_seen`
-    of another goes on exactly as the other would have. `modalities` are names of the registry. With `micro_batches` = n
-    a step is n batches in a row. `make_plan` is called in the background, per micro-batch. Everything is on `device`.
+    of another goes on exactly as the other would have. `modalities` are names of the registry, or one of video, audio
+    and points. With `micro_batches` = n a step is n batches in a row. `make_plan` is called in the background, per
+    micro-batch. Everything is on `device`.
     """
 
     def __init__(
@@ -94,9 +53,9 @@ class Loader:
     ) -> None:
         strides = read_strides(modalities, config.size)
         if config.source == "random":
-            data = RandomImages(strides, size=config.size, seed=seed, device=device)
+            data = RandomSamples(config, strides, seed=seed, device=device)
         else:
-            data = FolderIndex(config.root, config.train_split, list(strides))
+            data = open_index(config, config.train_split, list(strides))
         self.dataset_size = len(data)
         """Samples in one epoch."""
         self.fingerprint = data.fingerprint
@@ -147,51 +106,65 @@ def evaluation_batches(
 ) -> Prefetcher:
     """Every sample of a split once, in the order of the index, in batches of `batch`; the last one may be smaller.
 
-    Pictures are cut to their largest centred square. Unreadable samples are left out and named in the log; positions
-    are those of the index, from 0. ValueError where the split's classes are not those of the training split.
+    Pictures are cut to their largest centred square, clips and recordings are taken from the middle. Unreadable samples
+    are left out and named in the log; positions are those of the index, from 0. ValueError where the split's classes
+    are not those of the training split.
     """
-    if config.source != "folder":
-        raise ValueError("evaluation reads files: set data.source to folder and data.root to a data set")
+    if config.source == "random":
+        raise ValueError("evaluation reads files: set data.source to folder, list or shards, and data.root")
     strides = read_strides(modalities, config.size)
-    index = FolderIndex(config.root, split, list(strides))
-    _check_classes(config, index, next(iter(strides)))
+    index = open_index(config, split, list(strides))
+    check_classes(config, index, split, list(strides))
     faults = Faults(config.bad_fraction, missing=index.missing)
-    source = FolderSource(index, list(strides), faults, seed=None, threads=config.threads)
-    decoder = ImageDecoder(strides, size=config.size, batch=batch, threads=config.threads, device=device)
     starts = range(0, len(index), batch)
     requests = (np.arange(start, min(start + batch, len(index)), dtype=np.int64) for start in starts)
-    batches = FolderBatches(source, decoder, center_crop).batches((positions, positions) for positions in requests)
-    return Prefetcher(batches, config.prefetch, device)
+    samples = _sample_batches(config, strides, index, faults, batch=batch, seed=None, device=device)
+    return Prefetcher(samples.batches((places, places) for places in requests), config.prefetch, device)
 
 
 def read_strides(modalities: Sequence[str], size: int) -> dict[str, int]:
     """The modalities that have data of their own, with their strides, in the order given; checks the picture size."""
-    found = [find_modality(find_modality(name).data) for name in modalities]
+    names = dict.fromkeys(name if name in ALONE else find_modality(name).data for name in modalities)
+    found = [find_modality(name) for name in names if name not in ALONE]
     for modality in found:
         if size % modality.stride:
             raise ValueError(
                 f"data.size {size} is not a multiple of the stride {modality.stride} of {modality.name}: "
                 f"use {size - size % modality.stride or modality.stride}"
             )
-    return {modality.name: modality.stride for modality in found}
+    strides = dict.fromkeys(names, 1) | {modality.name: modality.stride for modality in found}
+    check_together(strides)
+    return strides
 
 
 def _training_batches(
     config: DataConfig,
     strides: dict[str, int],
-    data: FolderIndex | RandomImages,
+    data: SampleIndex | RandomSamples,
     faults: Faults,
     cursor: Cursor,
     device: torch.device | str,
 ) -> Generator[Batch, None, None]:
-    if isinstance(data, RandomImages):
+    if isinstance(data, RandomSamples):
         return (data.batch(positions) for positions in cursor)
-    source = FolderSource(data, list(strides), faults, seed=cursor.seed, threads=config.threads)
     rows = cursor.batch // cursor.world
-    decoder = ImageDecoder(strides, size=config.size, batch=rows, threads=config.threads, device=device)
-    rectangle = partial(random_crop, seed=cursor.seed, area=config.crop_area, flip=config.flip)
-    requests = ((positions, cursor.samples_at(positions)) for positions in cursor)
-    return FolderBatches(source, decoder, rectangle).batches(requests)
+    samples = _sample_batches(config, strides, data, faults, batch=rows, seed=cursor.seed, device=device)
+    return samples.batches((positions, cursor.samples_at(positions)) for positions in cursor)
+
+
+def _sample_batches(
+    config: DataConfig,
+    strides: dict[str, int],
+    index: SampleIndex,
+    faults: Faults,
+    *,
+    batch: int,
+    seed: int | None,
+    device: torch.device | str,
+) -> SampleBatches:
+    """Reading and decoding in batches of up to `batch`, at random by `seed`, or as in evaluation where that is None."""
+    source = SampleSource(index, list(strides), faults, seed=seed, threads=config.threads, device=device)
+    return SampleBatches(source, make_decoder(config, strides, batch=batch, seed=seed, device=device))
 
 
 def _with_plans(
@@ -201,15 +174,3 @@ def _with_plans(
         for batch in batches:
             for part in batch.split(micro_batches):
                 yield replace(part, plan=make_plan(part.positions)) if make_plan else part
-
-
-def _check_classes(config: DataConfig, index: FolderIndex, modality: str) -> None:
-    """Labels are places among the class folders, so two splits must have the same ones."""
-    if not (Path(config.root) / config.train_split).is_dir():
-        return
-    differing = set(index.classes) ^ set(class_folders(config.root, config.train_split, modality))
-    if differing:
-        raise ValueError(
-            f"{index.folder} and {config.train_split} differ in classes, so labels would not agree: "
-            f"{', '.join(sorted(differing)[:5])}; give both splits the same folders"
-        )

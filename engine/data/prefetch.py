@@ -17,8 +17,8 @@ from omnitrunk.engine.data.batch import Batch
 class Prefetcher:
     """Iterates over `batches`, moved to `device`, with up to `depth` of them prepared ahead.
 
-    An exception of the generator is raised from `__next__`. The thread ends with the generator, with `close`, when the
-    Prefetcher is garbage-collected, or at exit, whichever is first.
+    An exception of the generator is raised from `__next__`. The thread ends with the generator, with `close`, soon
+    after the Prefetcher is garbage-collected, or at exit, whichever is first.
     """
 
     def __init__(self, batches: Generator[Batch, None, None], depth: int, device: torch.device | str) -> None:
@@ -27,9 +27,9 @@ class Prefetcher:
         self._worker = _Worker(batches, depth, torch.device(device))
         self._lent: Batch | None = None
         self._ended = False
-        thread = threading.Thread(target=self._worker.run, name="prefetch", daemon=True)
-        thread.start()
-        self._finalizer = weakref.finalize(self, _stop, self._worker, thread)
+        self._thread = threading.Thread(target=self._worker.run, name="prefetch", daemon=True)
+        self._thread.start()
+        self._finalizer = weakref.finalize(self, _stop, self._worker, self._thread)
 
     def __iter__(self) -> Prefetcher:
         return self
@@ -41,7 +41,7 @@ class Prefetcher:
         start = time.perf_counter()
         item = self._worker.ready.get()
         self.wait_seconds += time.perf_counter() - start
-        self._worker.free.release()
+        self._worker.free.put(None)
         self._lent = item if isinstance(item, Batch) else None
         if self._lent is None:
             self._ended = True
@@ -53,6 +53,7 @@ class Prefetcher:
         self._ended = True
         self._lent = None
         self._finalizer()
+        self._thread.join()
 
 
 class _Worker:
@@ -61,7 +62,10 @@ class _Worker:
     def __init__(self, batches: Generator[Batch, None, None], depth: int, device: torch.device) -> None:
         self.batches = batches
         self.ready: SimpleQueue[Batch | Exception | None] = SimpleQueue()
-        self.free = threading.Semaphore(depth)
+        self.free: SimpleQueue[None] = SimpleQueue()
+        """A token for each batch that may be prepared. Unlike a semaphore it can be filled while it is being used."""
+        for _ in range(depth):
+            self.free.put(None)
         self.stopped = False
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -79,7 +83,10 @@ class _Worker:
             self.ready.put(last)
 
     def _produce(self) -> None:
-        while self.free.acquire() and not self.stopped:
+        while True:
+            self.free.get()
+            if self.stopped:
+                return
             self._release_lent()
             batch = next(self.batches, None)
             if batch is None:
@@ -105,6 +112,11 @@ class _Worker:
 
 
 def _stop(worker: _Worker, thread: threading.Thread) -> None:
+    """Ends the thread, and waits for it only at exit: before, the garbage collector may call this from any thread.
+
+    It can be a thread that reads the very batch which `thread` is waiting for.
+    """
     worker.stopped = True
-    worker.free.release()
-    thread.join()
+    worker.free.put(None)
+    if not threading.main_thread().is_alive():
+        thread.join()

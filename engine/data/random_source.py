@@ -1,4 +1,4 @@
-"""Random pictures on the device: the speed of a run whose data is free, and data for machines without DALI."""
+"""Random samples on the device: the speed of a run whose data is free, and data for machines without DALI."""
 
 from __future__ import annotations
 
@@ -8,42 +8,51 @@ import numpy as np
 import torch
 
 from omnitrunk.engine.data.batch import Batch
+from omnitrunk.engine.data.config import DataConfig
 from omnitrunk.kernels.philox import generator
 
-PICTURES = 64
+SAMPLES = 64
 CLASSES = 8
 
 
-class RandomImages:
-    """A data set of 64 noise pictures that live on `device`; `strides` as for `ImageDecoder`, shapes and types as well.
+class RandomSamples:
+    """A data set of 64 noise samples that live on `device`, with the shapes and types that the decoders give.
 
-    Drawing fresh pixels for every sample would cost more than the training step it is meant to expose, so position p is
-    picture p mod 64. Labels and class ids are below 8.
+    Drawing fresh noise for every sample would cost more than the training step it is meant to expose, so position p is
+    sample p mod 64. Labels and class ids are below 8. `strides` are those of `ImageDecoder`.
     """
 
     fingerprint = "random"
     missing = 0
 
-    def __init__(self, strides: Mapping[str, int], *, size: int, seed: int, device: torch.device | str) -> None:
-        draw = generator(seed, "random pictures", 0)
-        self._pictures = {
-            modality: torch.from_numpy(_noise(draw, modality, size // stride)).to(device)
-            for modality, stride in strides.items()
-        }
-        self._labels = torch.from_numpy(draw.integers(0, CLASSES, PICTURES)).to(device)
+    def __init__(
+        self, config: DataConfig, strides: Mapping[str, int], *, seed: int, device: torch.device | str
+    ) -> None:
+        draw = generator(seed, "random samples", 0)
+        tensors: dict[str, np.ndarray] = {}
+        for modality, stride in strides.items():
+            tensors |= _noise(draw, modality, config, config.size // stride)
+        self._tensors = {name: torch.from_numpy(values).to(device) for name, values in tensors.items()}
+        self._labels = torch.from_numpy(draw.integers(0, CLASSES, SAMPLES)).to(device)
 
     def __len__(self) -> int:
-        return PICTURES
+        return SAMPLES
 
     def batch(self, positions: np.ndarray) -> Batch:
         """The samples at `positions`, int64 (B,)."""
-        rows = torch.from_numpy(positions % PICTURES).to(self._labels.device)
-        return Batch({name: pixels[rows] for name, pixels in self._pictures.items()}, self._labels[rows], positions)
+        rows = torch.from_numpy(positions % SAMPLES).to(self._labels.device)
+        return Batch({name: values[rows] for name, values in self._tensors.items()}, self._labels[rows], positions)
 
 
-def _noise(draw: np.random.Generator, modality: str, size: int) -> np.ndarray:
-    if modality == "rgb":
-        return draw.integers(0, 256, (PICTURES, size, size, 3), dtype=np.uint8)
+def _noise(draw: np.random.Generator, modality: str, config: DataConfig, size: int) -> dict[str, np.ndarray]:
+    if modality in ("rgb", "video"):
+        frames = (config.frames,) if modality == "video" else ()
+        return {modality: draw.integers(0, 256, (SAMPLES, *frames, size, size, 3), dtype=np.uint8)}
     if modality == "depth":
-        return draw.random((PICTURES, size, size, 1), dtype=np.float32)
-    return draw.integers(0, CLASSES, (PICTURES, size, size), dtype=np.uint8)
+        return {modality: draw.random((SAMPLES, size, size, 1), dtype=np.float32)}
+    if modality == "audio":
+        waves = 2 * draw.random((SAMPLES, config.waveform), dtype=np.float32) - 1
+        return {"audio": waves, "audio_length": np.full(SAMPLES, config.waveform, dtype=np.int64)}
+    if modality == "points":
+        return {modality: draw.standard_normal((SAMPLES, config.points, 3), dtype=np.float32) / 3}
+    return {modality: draw.integers(0, CLASSES, (SAMPLES, size, size), dtype=np.uint8)}

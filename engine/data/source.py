@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+import torch
 
 from omnitrunk.engine.data.faults import Faults, substitute
-from omnitrunk.engine.data.folder import FolderIndex
-from omnitrunk.engine.data.verify import BadFile, palette_to_grey, verify
+from omnitrunk.engine.data.index import SampleIndex
+from omnitrunk.engine.data.inspection import inspect_file
+from omnitrunk.engine.data.sample import EncodedSample, Facts, Picture
+from omnitrunk.engine.data.verify import BadFile
 
 
-@dataclass(slots=True)
-class EncodedSample:
-    """One sample as its files hold it. `files` follows the order of the requested modalities."""
-
-    position: int
-    sample: int
-    attempt: int
-    """0 for the sample the cursor chose, n for its n-th substitute."""
-    files: Sequence[bytes] = ()
-    height: int = 0
-    width: int = 0
-    fault: tuple[str, str] | None = None
-    """(path, reason) when the sample cannot be used."""
-
-
-class FolderSource:
-    """Reads samples of a folder data set with `threads` readers.
+class SampleSource:
+    """Reads samples of a data set with `threads` readers.
 
     A bad sample is replaced by `faults.substitute` when `seed` is given, and left out when it is None (evaluation).
+    With `device`, where the samples will be decoded, files that cannot be decoded there are bad as well.
     """
 
     def __init__(
-        self, index: FolderIndex, modalities: Sequence[str], faults: Faults, *, seed: int | None, threads: int
+        self,
+        index: SampleIndex,
+        modalities: Sequence[str],
+        faults: Faults,
+        *,
+        seed: int | None,
+        threads: int,
+        device: torch.device | str | None = None,
     ) -> None:
         self.index = index
         self.modalities = tuple(modalities)
         self.faults = faults
         self._seed = seed
         self._threads = threads
+        self._device = device
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
     def fetch(self, positions: np.ndarray, samples: np.ndarray) -> list[EncodedSample]:
@@ -71,7 +66,7 @@ class FolderSource:
                 self.faults.add(*row.fault)
                 if self._seed is None:
                     break
-                stand_in = substitute(self._seed, row.position, row.attempt + 1, len(self.index))
+                stand_in = substitute(self._seed, row.position, row.attempt + 1, len(self.index), row.fault)
                 rows[place] = row = self._read([EncodedSample(row.position, stand_in, row.attempt + 1)])[0]
         return [row for row in rows if not row.fault]
 
@@ -87,30 +82,20 @@ class FolderSource:
         return rows
 
     def _read_one(self, row: EncodedSample) -> None:
-        files, first = [], None
+        files: list[bytes] = []
+        facts: list[Facts] = []
         for modality in self.modalities:
-            path = self.index.path(row.sample, modality)
             try:
-                data = read_file(path)
-                size = verify(data, modality)
-                if first and size != first:
-                    raise BadFile(f"is {size[0]}x{size[1]} pixels, but {self.modalities[0]} is {first[0]}x{first[1]}")
+                data, found = inspect_file(modality, self.index.read(row.sample, modality), self._device)
+                if facts and found != facts[0]:
+                    raise BadFile(f"is {_pixels(found)} pixels, but {self.modalities[0]} is {_pixels(facts[0])}")
             except (BadFile, OSError) as error:
-                row.fault = path, getattr(error, "strerror", None) or str(error)
+                row.fault = self.index.path(row.sample, modality), getattr(error, "strerror", None) or str(error)
                 return
-            files.append(palette_to_grey(data) if modality == "semseg" else data)
-            first = size
-        row.files, (row.height, row.width) = files, first
+            files.append(data)
+            facts.append(found)
+        row.files, row.facts = files, facts
 
 
-def read_file(path: str) -> bytes:
-    """The whole file. Plain system calls: file objects cost as much again as reading a small picture."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(handle).st_size
-        data = os.read(handle, size)
-        while 0 < len(data) < size and (more := os.read(handle, size - len(data))):
-            data += more  # a network file system may hand out less than was asked for
-        return data
-    finally:
-        os.close(handle)
+def _pixels(picture: Picture) -> str:
+    return f"{picture.height}x{picture.width}"

@@ -1,14 +1,18 @@
-"""Small picture files, whole and damaged, for the tests of the data package."""
+"""Small files of every modality, whole and damaged, for the tests of the data package."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from omnitrunk.engine.data import Loader
 
 MODALITIES = ("rgb", "depth", "semseg")
 SUFFIX = {"rgb": ".jpg", "depth": ".png", "semseg": ".png"}
@@ -110,3 +114,92 @@ def break_samples(paths):
         str(depth[4]): "does not decode",
         str(rgb[5]): "does not decode",
     }
+
+
+def levels(frames, height=48, width=64):
+    """Frames (F, height, width, 3) uint8, each of one grey of its own, from 10 up in equal steps."""
+    greys = np.linspace(10, 245, frames).astype(np.uint8)
+    return np.broadcast_to(greys[:, None, None, None], (frames, height, width, 3)).copy()
+
+
+def encode_video(frames, codec="libvpx-vp9", container="webm", options=None):
+    """A video of frames (F, H, W, 3) uint8 with any codec and container that PyAV can write."""
+    import av
+
+    target = io.BytesIO()
+    with av.open(target, "w", format=container, options=options or {}) as file:
+        stream = file.add_stream(codec, rate=10)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    return target.getvalue()
+
+
+def encode_audio(samples, rate, codec="flac", container=None, layout="mono"):
+    """A recording of samples (N,) or, interleaved, (N * channels,) int16 with any codec that PyAV can write."""
+    import av
+
+    target = io.BytesIO()
+    with av.open(target, "w", format=container or codec) as file:
+        stream = file.add_stream(codec, rate=rate, layout=layout)
+        stream.codec_context.thread_count = 1
+        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout=layout)
+        frame.sample_rate = rate
+        frame.pts = 0
+        resampler = av.AudioResampler(stream.format, layout, rate, frame_size=stream.frame_size or None)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            file.mux(stream.encode(part))
+        file.mux(stream.encode())
+    return target.getvalue()
+
+
+def encode_array(points):
+    target = io.BytesIO()
+    np.save(target, points)
+    return target.getvalue()
+
+
+def write_modality(root, split, modality, suffix, contents, classes=2):
+    """One file per element of `contents`, spread over class folders; returns the paths in the order of the index."""
+    paths = []
+    for i, data in enumerate(contents):
+        folder = Path(root) / split / modality / f"class{i * classes // len(contents)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append(folder / f"{i:04d}{suffix}")
+        paths[-1].write_bytes(data)
+    return paths
+
+
+def same_batch(a, b):
+    """Whether two batches agree in every bit."""
+    return (
+        np.array_equal(a.positions, b.positions)
+        and torch.equal(a.labels, b.labels)
+        and a.tensors.keys() == b.tensors.keys()
+        and all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+    )
+
+
+def take_batches(steps, config, modality, seed, **options):
+    with Loader(config, (modality,), seed=seed, **options) as loader:
+        return [next(loader) for _ in range(steps)]
+
+
+def check_resume(config, modality, seed):
+    """A run of seven steps, resumed after three, on other threads and in two ranks, is the same run."""
+    whole = take_batches(7, config, modality, seed)
+    with Loader(config, (modality,), seed=seed) as loader:
+        for _ in range(3):
+            next(loader)
+        seen = loader.samples_seen
+    threads = replace(config, threads=1 + config.threads % 2, prefetch=1)
+    resumed = take_batches(4, threads, modality, seed, samples_seen=seen)
+    assert all(same_batch(a, b) for a, b in zip(whole[3:], resumed, strict=True))
+    ranks = [take_batches(2, config, modality, seed, rank=rank, world=2) for rank in range(2)]
+    for batch, left, right in zip(whole, *ranks, strict=False):
+        for name, values in batch.tensors.items():
+            assert torch.equal(values, torch.cat([left.tensors[name], right.tensors[name]]))
+    assert not same_batch(take_batches(1, config, modality, seed + 1)[0], whole[0])

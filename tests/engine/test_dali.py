@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from omnitrunk.engine.data.crop import Crop, random_crop
-from omnitrunk.engine.data.dali import ImageDecoder, UndecodableRows
+from omnitrunk.engine.data.decoder import UndecodableRows
+from omnitrunk.engine.data.images import ImageDecoder
+from omnitrunk.engine.data.sample import EncodedSample, Picture
 from omnitrunk.engine.data.verify import palette_to_grey
 from tests.engine.data_files import encode, palette_png, sample_files, smooth, undecodable_jpeg, undecodable_png
 
@@ -25,9 +27,25 @@ def rng(seed):
     return np.random.default_rng(seed)
 
 
+def image_decoder(strides, crop, *, batch, threads=2, device="cpu"):
+    """A decoder that cuts the sample at position p by row p of `crop`."""
+    return ImageDecoder(
+        strides,
+        lambda _heights, _widths, positions: Crop(*(part[positions] for part in crop)),
+        size=SIZE,
+        batch=batch,
+        threads=threads,
+        device=device,
+    )
+
+
+def encoded(files):
+    return [EncodedSample(row, row, 0, sample, [Picture(1, 1)] * len(sample)) for row, sample in enumerate(files)]
+
+
 def decode(strides, files, crop, device="cpu"):
-    decoder = ImageDecoder(strides, size=SIZE, batch=len(files), threads=2, device=device)
-    decoder.submit(files, crop)
+    decoder = image_decoder(strides, crop, batch=len(files), device=device)
+    decoder.submit(encoded(files))
     return {name: tensor.cpu().numpy() for name, tensor in decoder.collect().items()}
 
 
@@ -151,24 +169,24 @@ def test_undecodable_samples_are_named_and_the_decoder_goes_on(rng, seed):
     damaged[1]["rgb"] = undecodable_jpeg(damaged[1]["rgb"])
     damaged[4]["depth"] = undecodable_png(damaged[4]["depth"])
     damaged[7]["semseg"] = undecodable_png(damaged[7]["semseg"])
-    decoder = ImageDecoder(STRIDES, size=SIZE, batch=8, threads=2, device="cpu")
+    decoder = image_decoder(STRIDES, crop, batch=8)
     for _ in range(2):
-        decoder.submit([list(sample.values()) for sample in damaged], crop)
+        decoder.submit(encoded([list(sample.values()) for sample in damaged]))
         with pytest.raises(UndecodableRows) as error:
             decoder.collect()
         assert {row: modality for row, (modality, _) in error.value.rows.items()} == {1: "rgb", 4: "depth", 7: "semseg"}
-        decoder.submit([list(sample.values()) for sample in samples], crop)
+        decoder.submit(encoded([list(sample.values()) for sample in samples]))
         found = decoder.collect()
     expected = decode(STRIDES, [list(sample.values()) for sample in samples], crop)
     assert all(np.array_equal(found[name], expected[name]) for name in STRIDES)
 
 
 def test_batches_stay_as_they_were_when_more_are_decoded(rng, seed):
-    decoder = ImageDecoder(STRIDES, size=SIZE, batch=4, threads=2, device="cpu")
+    decoder = image_decoder(STRIDES, random_crops(rng, [np.zeros((48, 64))] * 4, seed), batch=4)
     kept = []
     for step in range(8):
         samples = [list(sample_files(rng).values()) for _ in range(4 if step % 3 else 2)]
-        decoder.submit(samples, random_crops(rng, [np.zeros((48, 64))] * len(samples), seed))
+        decoder.submit(encoded(samples))
         tensors = decoder.collect()
         kept.append((tensors, {name: tensor.clone() for name, tensor in tensors.items()}))
     del decoder
@@ -179,7 +197,7 @@ def test_batches_stay_as_they_were_when_more_are_decoded(rng, seed):
 def test_without_dali_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(ValueError, match=r'pip install "omnitrunk\[data\]", or .* --data\.source random') as error:
-        ImageDecoder({"rgb": 1}, size=SIZE, batch=1, threads=1, device="cpu")
+        image_decoder({"rgb": 1}, None, batch=1)
     assert "\n" not in str(error.value)
 
 

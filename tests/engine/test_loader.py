@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -7,18 +8,19 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
-from omnitrunk.engine.data import Batch, DataConfig, Loader, evaluation_batches
+from omnitrunk.engine.data import Batch, DataConfig, Loader, evaluation_batches, files
 from omnitrunk.engine.data.faults import Faults, substitute
 from omnitrunk.engine.data.folder import FolderIndex
 from omnitrunk.engine.data.prefetch import Prefetcher
-from omnitrunk.engine.data.source import FolderSource
-from omnitrunk.engine.data.verify import BadFile
+from omnitrunk.engine.data.source import SampleSource
+from omnitrunk.engine.data.verify import BadFile, verify
 from tests.engine.data_files import MODALITIES, break_samples, encode, palette_png, write_folder
 
 pytest.importorskip("nvidia.dali", reason='needs NVIDIA DALI: pip install "omnitrunk[data]"')
@@ -228,7 +230,35 @@ def test_threads_end_with_the_loader(folder, seed):
     forgotten = evaluation_batches(folder.config, "val", ("rgb",), 2)
     next(forgotten)
     del forgotten
-    assert data_threads() <= before
+    wait_until(lambda: data_threads() <= before)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_prefetcher_may_be_collected_by_the_threads_it_waits_for():
+    dropped = threading.Event()
+
+    def collect():
+        dropped.wait()
+        gc.collect()
+
+    def batches():
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+            while True:
+                pool.submit(collect).result()
+                yield Batch({}, torch.zeros(1, dtype=torch.int64), np.zeros(1))
+
+    before = data_threads()
+    prefetcher = Prefetcher(batches(), 1, "cpu")
+    prefetcher.cycle = prefetcher  # only the garbage collector can end it
+    del prefetcher
+    dropped.set()
+    wait_until(lambda: data_threads() <= before)
 
 
 def test_a_program_that_forgets_its_loader_still_ends(folder):
@@ -291,15 +321,13 @@ def test_random_pictures_are_keyed_by_position(seed):
 
 
 def test_a_short_read_is_completed_or_found(folder, monkeypatch):
-    from omnitrunk.engine.data import source
-
     path = FolderIndex(folder.config.root, "val", ("rgb",)).path(0, "rgb")
-    whole, read = source.read_file(path), source.os.read
-    monkeypatch.setattr(source.os, "read", lambda handle, size: read(handle, min(size, 100)))
-    assert source.read_file(path) == whole
+    whole, read = files.read_file(path), os.pread
+    monkeypatch.setattr(os, "pread", lambda handle, size, offset: read(handle, min(size, 100), offset))
+    assert files.read_file(path) == whole and files.read_file(path, 7, 301) == whole[7:308]
     monkeypatch.undo()
     with pytest.raises(BadFile):
-        source.verify(whole[:100], "rgb")
+        verify(whole[:100], "rgb")
 
 
 def test_readers_share_a_batch_in_order(folder):
@@ -307,7 +335,7 @@ def test_readers_share_a_batch_in_order(folder):
     positions = np.arange(VAL)
     found = []
     for threads in (1, 4, 50):
-        source = FolderSource(index, ("semseg",), Faults(0.5), seed=0, threads=threads)
+        source = SampleSource(index, ("semseg",), Faults(0.5), seed=0, threads=threads)
         found.append([row.files for row in source.fetch(positions, positions)])
         source.close()
     assert found[0] == found[1] == found[2] and len(found[0]) == VAL
@@ -316,7 +344,7 @@ def test_readers_share_a_batch_in_order(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "web"}, r"data\.source is 'web': use folder or random"),
+        ({"source": "web"}, r"data\.source is 'web': use folder, list, shards or random"),
         ({"batch": 0}, r"data\.batch is 0: use 1 or more"),
         ({"crop_area": (0.5, 0.2)}, r"data\.crop_area is \(0\.5, 0\.2\)"),
         ({"bad_fraction": 1.0}, r"data\.bad_fraction is 1\.0"),

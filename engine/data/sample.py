@@ -1,0 +1,51 @@
+"""One sample between its files and its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+
+class Picture(NamedTuple):
+    """Height and width of a stored picture or map, in pixels."""
+
+    height: int
+    width: int
+
+
+class Clip(NamedTuple):
+    """What the container of a video says about it."""
+
+    frames: int
+    height: int
+    width: int
+    codec: str
+    """VP8, VP9, MJPEG, H.264, HEVC, AV1, MPEG-4, or the container's own name of any other."""
+
+
+class Sound(NamedTuple):
+    """Length of a recording, in samples of each channel, and its sample rate in hertz."""
+
+    samples: int
+    rate: int
+
+
+Facts: TypeAlias = Picture | Clip | Sound | np.ndarray
+"""What the check of a file found out and its decoder needs; of a point cloud the cloud itself, float32 (n, 3)."""
+
+
+@dataclass(slots=True)
+class EncodedSample:
+    """One sample as its files hold it. `files` and `facts` follow the order of the requested modalities."""
+
+    position: int
+    sample: int
+    attempt: int
+    """0 for the sample the cursor chose, n for its n-th substitute."""
+    files: Sequence[bytes] = ()
+    facts: Sequence[Facts] = ()
+    fault: tuple[str, str] | None = None
+    """(path, reason) when the sample cannot be used."""
