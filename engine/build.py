@@ -18,9 +18,12 @@ from omnitrunk.engine.distributed import World
 from omnitrunk.engine.evaluate import check_evaluation
 from omnitrunk.engine.meters import Meters
 from omnitrunk.engine.optimizer import AdamW
+from omnitrunk.engine.pairing import derived_names, pair
+from omnitrunk.engine.pathways import attach
 from omnitrunk.engine.plans import plan_maker
 from omnitrunk.engine.schedule import warmup_cosine
-from omnitrunk.models import MultiMAE
+from omnitrunk.engine.weights import start_from
+from omnitrunk.models import Classifier, build_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,8 @@ class Run:
 
     config: RunConfig
     world: World
-    model: MultiMAE
+    model: nn.Module
+    """Of the class that its system names."""
     network: nn.Module
     """The model, wrapped where several processes share the work."""
     optimizer: AdamW
@@ -64,17 +68,22 @@ class Run:
 
 def build(config: RunConfig, world: World) -> Run:
     """Make or restore a run, and prepare its folder. ValueError, in one line, for what cannot work."""
-    model = MultiMAE(config.model, config.run.seed).to(world.device)
-    optimizer = AdamW(model.parameter_groups(config.optimizer.weight_decay), config.optimizer)
+    if config.run.cuda_graph and world.size > 1:
+        raise ValueError(f"run.cuda_graph = true serves one process, not {world.size}: set it to false")
+    resumed = not config.run.overwrite and bool(checkpoint.complete(Path(config.run.folder)))
+    model = make_model(config, fresh=not resumed).to(world.device)
+    optimizer = AdamW(
+        model.parameter_groups(config.optimizer.weight_decay), config.optimizer, pair(model, config.run.precision)
+    )
     meters = Meters(config.model.outputs, world)
-    state = _restore(config, model, optimizer, meters)
+    state = _restore(config, model, optimizer, meters) if resumed else {}
     samples_seen = state.get("samples_seen", 0)
     parts = world.size * config.optimizer.accumulate
     check_description(config)
     check_evaluation(config)
     loader = Loader(
         config.data,
-        (*config.model.inputs, *config.model.outputs),
+        config.model.reads,
         seed=config.run.seed,
         samples_seen=samples_seen,
         rank=world.rank,
@@ -89,6 +98,8 @@ def build(config: RunConfig, world: World) -> Run:
     world.on_main(lambda: folder.prepare(config))
     network = model
     if world.size > 1:
+        # What the optimizer derives has no gradient to exchange.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, derived_names(model))
         network = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     return Run(
         config=config,
@@ -105,12 +116,20 @@ def build(config: RunConfig, world: World) -> Run:
     )
 
 
-def _restore(config: RunConfig, model: MultiMAE, optimizer: AdamW, meters: Meters) -> dict[str, Any]:
-    """Load the newest complete checkpoint of the run's folder and return its state; empty where there is none."""
-    found = checkpoint.complete(Path(config.run.folder))
-    if config.run.overwrite or not found:
-        return {}
-    newest = found[-1]
+def make_model(config: RunConfig, *, fresh: bool) -> nn.Module:
+    """The model of a configuration on the CPU: with the weights it starts from, or those of a checkpoint to come."""
+    model = build_model(config.model, config.run.seed)
+    if fresh and config.run.weights:
+        start_from(model, config.run.weights)
+    attach(model, config.pathway, weights=fresh)
+    if isinstance(model, Classifier):
+        model.freeze()
+    return model
+
+
+def _restore(config: RunConfig, model: nn.Module, optimizer: AdamW, meters: Meters) -> dict[str, Any]:
+    """Load the newest complete checkpoint of the run's folder and return its state."""
+    newest = checkpoint.complete(Path(config.run.folder))[-1]
     state = checkpoint.read_state(newest)
     if state["seed"] != config.run.seed:
         raise ValueError(
@@ -123,7 +142,9 @@ def _restore(config: RunConfig, model: MultiMAE, optimizer: AdamW, meters: Meter
     return state
 
 
-def load_model(source: Path, state: dict[str, Any], config: RunConfig, model: MultiMAE, *, name: str = "model") -> None:
+def load_model(
+    source: Path, state: dict[str, Any], config: RunConfig, model: nn.Module, *, name: str = "model"
+) -> None:
     """Load the weights `name` ("model" or "ema") of a checkpoint; ValueError if it holds another model."""
     weights = checkpoint.read_tensors(source, name)
     checkpoint.check_same_model(source, state["config"]["model"], as_dict(config.model), weights, model)

@@ -119,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--gpus", type=int, default=1, metavar="N", help="devices that share a batch (default 1)")
     check.add_argument("--gpu", metavar="KIND", help="predict the speed on this kind, for example h200")
     bench = _add(commands, "bench", _bench, "measure against peers and physics; kernels --help lists the options")
-    bench.add_argument("what", choices=("kernels", "step"), help="every operation, or a whole training step")
+    bench.add_argument(
+        "what", choices=("kernels", "step", "gpu", "tune"), help="operations, a step, all GPU checks, settings"
+    )
     bench.set_defaults(takes_overrides=True)
     _add(commands, "doctor", _doctor, "what is installed, and which backend every operation will use")
     return parser

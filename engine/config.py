@@ -16,12 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import torch
+
 from omnitrunk.engine.checkpoint import CheckpointConfig
-from omnitrunk.engine.data import DataConfig
+from omnitrunk.engine.data import DataConfig, idle_fields
 from omnitrunk.engine.evaluate import EvaluateConfig
 from omnitrunk.engine.log import LogConfig
 from omnitrunk.engine.optimizer import OptimizerConfig
-from omnitrunk.models import MultiMAEConfig
+from omnitrunk.engine.pathways import PathwaySection
+from omnitrunk.models import ClassifierConfig, MultiMAEConfig, find_system
+from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.modality import find_modality
 
 
@@ -39,8 +43,13 @@ class RunSection:
     """Delete what the folder holds of an earlier run and start afresh."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU where there is one."""
+    weights: str = ""
+    """Run folder, checkpoint or file whose weights the model starts from; empty starts from random ones."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of matrix products; weights and optimizer state are float32 either way."""
+    cuda_graph: bool = False
+    """Start forward and backward pass with one call of the host: small models on a fast GPU wait for Python otherwise.
+    Needs batches of one shape, as the masks of a single input give, and one process."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.folder:
@@ -53,7 +62,9 @@ class RunConfig:
 
     run: RunSection = field(default_factory=RunSection)
     data: DataConfig = field(default_factory=DataConfig)
-    model: MultiMAEConfig = field(default_factory=MultiMAEConfig)
+    model: MultiMAEConfig | AutoencoderConfig = field(default_factory=MultiMAEConfig)
+    """Which of the systems' configurations this is, `model.system` says."""
+    pathway: PathwaySection = field(default_factory=PathwaySection)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -64,10 +75,22 @@ class RunConfig:
             raise ValueError(
                 f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is longer than run.steps = {self.run.steps}"
             )
-        if self.model.image_shape != (self.data.size, self.data.size):
+        if self.model.image_shape not in (None, (self.data.size, self.data.size)):
             raise ValueError(
                 f"data.size = {self.data.size} gives square pictures, but model.image_size = {self.model.image_size}: "
                 "set both to the same number"
+            )
+        described = self.model.encoder_config if isinstance(self.model, ClassifierConfig) else self.model
+        for modality, name in (("video", "frames"), ("audio", "sample_rate"), ("points", "points")):
+            if modality in self.model.reads and getattr(self.data, name) != getattr(described, name):
+                raise ValueError(
+                    f"data.{name} = {getattr(self.data, name)}, but the model's {name} = {getattr(described, name)}: "
+                    "set both to the same number"
+                )
+        if self.run.cuda_graph and len(self.model.inputs) > 1:
+            raise ValueError(
+                "run.cuda_graph = true needs batches of one shape, but the visible tokens of several inputs are split "
+                "anew in every batch: set it to false, or use one input"
             )
 
 
@@ -88,21 +111,22 @@ def read(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str
     """The configuration from nested dicts and overrides; `where` begins the message of an error in `values`."""
     from jsonargparse import ArgumentError
 
-    parser = _parser()
+    kinds = section_kinds(_system(values, overrides))
+    parser = _parser(kinds["model"])
     for name in _dotted(values):
-        _check_name(name, where)
+        _check_name(name, kinds, where)
     try:
         parsed = parser.parse_object(dict(values))
     except ArgumentError as error:
         raise ValueError(where + _one_line(error)) from error
     for word in overrides:
         if word.startswith("--"):
-            _check_name(word[2:].partition("=")[0], "")
+            _check_name(word[2:].partition("=")[0], kinds, "")
     try:
         parsed = parser.parse_args(list(overrides), namespace=parsed)
     except ArgumentError as error:
         raise ValueError(_one_line(error)) from error
-    return RunConfig(**{name: _section(name, kind, parsed[name]) for name, kind in get_type_hints(RunConfig).items()})
+    return RunConfig(**{name: _section(name, kind, parsed[name]) for name, kind in kinds.items()})
 
 
 def dump(config: RunConfig) -> str:
@@ -135,10 +159,12 @@ def without_effect(config: RunConfig) -> list[str]:
         ("model.alphas", len(config.model.inputs) == 1, "there is only one input to choose tokens from"),
         ("model.sample_tasks_uniformly", len(config.model.inputs) == 1, "there is only one input to choose"),
     ]
-    random = config.data.source == "random"
-    files = ("root", "train_split", "val_split", "crop_area", "flip", "bad_fraction", "threads")
-    rules += [(f"data.{name}", random, 'data.source = "random" reads no files') for name in files]
-    maps = any(find_modality(name).kind == "classes" for name in (*config.model.inputs, *config.model.outputs))
+    on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
+    rules.append(("run.cuda_graph", on_cpu, "the run is on a CPU"))
+    rules += [(f"data.{name}", True, why) for name, why in idle_fields(config.data, config.model.reads).items()]
+    fields = ("layers", "order", "scale", "train_scales", "train_auxiliaries")
+    rules += [(f"pathway.{name}", not config.pathway.auxiliaries, "pathway.auxiliaries is empty") for name in fields]
+    maps = any(find_modality(name).kind == "classes" for name in config.model.reads)
     fields = ("semseg_classes", "class_embedding_width", "label_smoothing")
     rules += [(f"model.{name}", not maps, "the model has no class map") for name in fields]
     return [f"{name} has no effect: {why}" for name, idle, why in rules if idle and _is_set(config, name)]
@@ -147,25 +173,34 @@ def without_effect(config: RunConfig) -> list[str]:
 def _is_set(config: RunConfig, name: str) -> bool:
     section, _, item = name.partition(".")
     part = getattr(config, section)
-    default = next(entry.default for entry in dataclasses.fields(part) if entry.name == item)
-    return getattr(part, item) != default
+    return any(getattr(part, item) != entry.default for entry in dataclasses.fields(part) if entry.name == item)
 
 
-def field_names() -> list[str]:
+def section_kinds(system: str) -> dict[str, type]:
+    """The dataclass of every section, that of the model being the system's; ValueError where there is none."""
+    return get_type_hints(RunConfig) | {"model": find_system(system).config}
+
+
+def field_names(kinds: Mapping[str, type]) -> list[str]:
     """Every field as section.field."""
-    return [
-        f"{section}.{item.name}"
-        for section, kind in get_type_hints(RunConfig).items()
-        for item in dataclasses.fields(kind)
-    ]
+    return [f"{section}.{item.name}" for section, kind in kinds.items() for item in dataclasses.fields(kind)]
+
+
+def _system(values: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """The system that is configured: before anything else, because it decides which fields there are."""
+    words = [word for override in overrides for word in override.split("=", 1)]
+    if "--model.system" in words[:-1]:
+        return words[len(words) - words[::-1].index("--model.system")]
+    model = values.get("model", {})
+    return str(model.get("system", MultiMAEConfig.system)) if isinstance(model, Mapping) else MultiMAEConfig.system
 
 
 @functools.cache
-def _parser() -> Any:
+def _parser(model: type) -> Any:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(parser_mode="toml", exit_on_error=False, add_help=False)
-    for name, kind in get_type_hints(RunConfig).items():
+    for name, kind in (get_type_hints(RunConfig) | {"model": model}).items():
         parser.add_class_arguments(kind, name)
     return parser
 
@@ -195,9 +230,9 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _check_name(name: str, where: str) -> None:
+def _check_name(name: str, kinds: Mapping[str, type], where: str) -> None:
     """ValueError with the nearest valid name unless `name` is section.field (or an entry inside a field)."""
-    known = field_names()
+    known = field_names(kinds)
     if ".".join(name.split(".")[:2]) in known:
         return
     elsewhere = [other for other in known if other.partition(".")[2] == name.rpartition(".")[2]]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitrunk.engine.config import RunConfig
+from omnitrunk.models import MultiMAEConfig
 
 
 def describe(root: str) -> dict[str, Any]:
@@ -22,6 +23,8 @@ def describe(root: str) -> dict[str, Any]:
 
 def check_description(config: RunConfig) -> None:
     """ValueError where the data set says that it does not fit the model."""
+    if not isinstance(config.model, MultiMAEConfig):
+        return
     classes = describe(config.data.root).get("semseg_classes")
     if config.data.source == "folder" and classes is not None and classes > config.model.semseg_classes:
         raise ValueError(

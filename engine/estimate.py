@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from omnitrunk.engine.config import RunConfig
-from omnitrunk.models import MaskPlan, MultiMAE, MultiMAEConfig
+from omnitrunk.models import ClassifierConfig, MultiMAEConfig
+from omnitrunk.models.autoencoder_config import AutoencoderConfig
+from omnitrunk.models.masking import MaskPlan
+from omnitrunk.models.plan import Plan
 
 SAMPLES = 64
 """Samples whose masks give the average arithmetic."""
@@ -33,7 +37,7 @@ class Estimate:
         return sum(self.bytes.values())
 
 
-def estimate(config: RunConfig, model: MultiMAE, *, processes: int) -> Estimate:
+def estimate(config: RunConfig, model: nn.Module, *, processes: int) -> Estimate:
     """Estimate a run whose global batch `processes` share. Activations are a rule of thumb, the rest is exact."""
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     plan = model.plan(config.run.seed, np.arange(SAMPLES, dtype=np.int64))
@@ -60,8 +64,18 @@ def size_text(size: float) -> str:
     return f"{size / 1e3:.1f} kB"
 
 
-def activation_values(config: MultiMAEConfig, plan: MaskPlan) -> float:
+def activation_values(config: MultiMAEConfig | AutoencoderConfig | ClassifierConfig, plan: Plan) -> float:
     """Numbers that a forward pass keeps for the backward pass, per sample."""
+    if isinstance(config, MultiMAEConfig):
+        return _multimae_values(config, plan)
+    shape = config.encoder_config if isinstance(config, ClassifierConfig) else config
+    kept = shape.depth * (config.keep + shape.class_token) * shape.width
+    if isinstance(config, AutoencoderConfig):
+        kept += config.decoder_depth * (config.total_tokens + config.class_token) * config.decoder_width
+    return kept * (VECTORS + 2 * shape.mlp_ratio)
+
+
+def _multimae_values(config: MultiMAEConfig, plan: MaskPlan) -> float:
     samples, length = len(plan.mask), config.visible_length
     per_width = VECTORS + 2 * config.mlp_ratio
     kept = config.depth * length * config.width * per_width

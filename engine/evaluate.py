@@ -1,7 +1,8 @@
-"""The probe of a run: do samples of one class lie together in the model's features? Nothing is trained for it.
+"""What a run has learned, measured on the val split.
 
-The trained encoder is compared with the same encoder at its random start and with raw pixels, so that a score says how
-much of it was learned.
+Of a pre-trained encoder: do samples of one class lie together in its features? Nothing is trained for it; the same
+encoder at its random start and the raw input are compared, so that a score says how much of it was learned. Of a
+classifier: how often its first answer is right.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnitrunk.engine import durable
-from omnitrunk.engine.data import Batch, DataConfig, evaluation_batches
-from omnitrunk.engine.data.folder import FolderIndex
+from omnitrunk.engine.data import Batch, DataConfig, evaluation_batches, open_index
 from omnitrunk.engine.knn import knn_accuracy
 from omnitrunk.engine.step import autocast
-from omnitrunk.models import MultiMAE
+from omnitrunk.models import Classifier, build_model
 
 if TYPE_CHECKING:
     from omnitrunk.engine.config import RunConfig
@@ -32,14 +32,14 @@ FILE = "evaluation.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """The k-nearest-neighbor probe."""
+    """The k-nearest-neighbor probe of an encoder, or the accuracy of a classifier."""
 
     every: int = 0
-    """Steps between evaluations of the trained encoder, and a full one at the end; 0 never evaluates."""
+    """Steps between evaluations of the model, and a full one at the end; 0 never evaluates."""
     neighbors: int = 5
     """Samples of the train split that vote on each sample of the val split."""
-    modality: str = "rgb"
-    """The input modality that features are computed from."""
+    modality: str = ""
+    """The input modality that features are computed from; empty takes the first one of the model."""
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.neighbors < 1:
@@ -52,7 +52,7 @@ Features = Callable[[Batch], Tensor]
 """A batch to one vector per sample, (B, D)."""
 
 
-def model_features(model: MultiMAE, modality: str, device: torch.device, precision: str) -> Features:
+def model_features(model: nn.Module, modality: str, device: torch.device, precision: str) -> Features:
     """Features of a model from one modality, all its patches visible."""
 
     def compute(batch: Batch) -> Tensor:
@@ -62,47 +62,73 @@ def model_features(model: MultiMAE, modality: str, device: torch.device, precisi
     return compute
 
 
-def pixel_features(modality: str) -> Features:
-    """The pixels themselves, around the middle of their range: without it all pictures point in one direction."""
+def raw_features(modality: str) -> Features:
+    """The input itself, pixels around the middle of their range: otherwise all pictures point in one direction."""
 
     def compute(batch: Batch) -> Tensor:
-        pixels = batch.tensors[modality]
-        return pixels.flatten(1).float() / (255 if pixels.dtype == torch.uint8 else 1) - 0.5
+        values = batch.tensors[modality]
+        center = 0.5 if values.dim() > 3 else 0.0
+        return values.flatten(1).float() / (255 if values.dtype == torch.uint8 else 1) - center
 
     return compute
 
 
 def probe(config: RunConfig, spaces: dict[str, Features], device: torch.device) -> dict[str, float]:
     """k-NN accuracy on the val split, by neighbors from the train split, in each of the named spaces."""
-    train, train_labels = _vectors(config.data, config.data.train_split, config.evaluate.modality, spaces, device)
-    val, val_labels = _vectors(config.data, config.data.val_split, config.evaluate.modality, spaces, device)
+    modality = _modality(config)
+    train, train_labels = _vectors(config.data, config.data.train_split, modality, spaces, device)
+    val, val_labels = _vectors(config.data, config.data.val_split, modality, spaces, device)
     neighbors = config.evaluate.neighbors
     return {name: knn_accuracy(train[name], train_labels, val[name], val_labels, neighbors) for name in spaces}
 
 
-def evaluate(config: RunConfig, model: MultiMAE, device: torch.device) -> dict[str, float]:
-    """The full comparison: "trained", "random" (the same encoder at its start) and "pixels"."""
-    modality, precision = config.evaluate.modality, config.run.precision
-    untrained = MultiMAE(config.model, config.run.seed).to(device)
+def evaluate(config: RunConfig, model: nn.Module, device: torch.device) -> dict[str, float]:
+    """Scores by name: "trained", "random" (the same encoder at its start) and "raw"; of a classifier "top1"."""
+    modality, precision = _modality(config), config.run.precision
+    if isinstance(model, Classifier):
+        return {"top1": accuracy(config, model, device)}
+    untrained = build_model(config.model, config.run.seed).to(device)
     spaces = {
         "trained": model_features(model, modality, device, precision),
         "random": model_features(untrained, modality, device, precision),
-        "pixels": pixel_features(modality),
+        "raw": raw_features(modality),
     }
     return probe(config, spaces, device)
 
 
+def evaluate_briefly(config: RunConfig, model: nn.Module, device: torch.device) -> dict[str, float]:
+    """What is logged while a run goes on: "knn" of the trained encoder, or "top1"."""
+    if isinstance(model, Classifier):
+        return evaluate(config, model, device)
+    features = model_features(model, _modality(config), device, config.run.precision)
+    return {"knn": probe(config, {"trained": features}, device)["trained"]}
+
+
+def accuracy(config: RunConfig, model: Classifier, device: torch.device) -> float:
+    """How often the greatest logit is that of the right class, on the val split."""
+
+    def compute(batch: Batch) -> Tensor:
+        with torch.no_grad(), autocast(device, config.run.precision):
+            return model.logits(batch.tensors).argmax(dim=1)
+
+    data = config.data
+    found, labels = _vectors(data, data.val_split, _modality(config), {"classes": compute}, device)
+    return (found["classes"] == labels).double().mean().item()
+
+
 def table(scores: dict[str, float], config: RunConfig) -> str:
     """The comparison as text."""
-    title = f"{config.evaluate.neighbors}-nearest-neighbor accuracy from {config.evaluate.modality}"
-    names = {"trained": "trained encoder", "random": "the same, untrained", "pixels": "raw pixels"}
+    title = f"{config.evaluate.neighbors}-nearest-neighbor accuracy from {_modality(config)}"
+    if "top1" in scores:
+        title = f"accuracy from {_modality(config)}"
+    names = {"trained": "trained encoder", "random": "the same, untrained", "raw": "raw input", "top1": "first answer"}
     return "\n".join([title, *(f"  {names[name]:20} {100 * score:6.2f}%" for name, score in scores.items())])
 
 
 def write_scores(folder: Path, scores: dict[str, float], config: RunConfig) -> Path:
     """Put the comparison next to the checkpoint it belongs to, as JSON."""
-    record: dict[str, Any] = {"knn": scores, "neighbors": config.evaluate.neighbors}
-    record |= {"modality": config.evaluate.modality, "data": config.data.root}
+    record: dict[str, Any] = {"modality": _modality(config), "data": config.data.root}
+    record |= scores if "top1" in scores else {"knn": scores, "neighbors": config.evaluate.neighbors}
     durable.write_text(folder / FILE, json.dumps(record, indent=1) + "\n")
     return folder / FILE
 
@@ -127,15 +153,20 @@ def check_evaluation(config: RunConfig) -> None:
     """ValueError, before the run starts, if the evaluations it asks for could not be made."""
     if not config.evaluate.every:
         return
-    if config.evaluate.modality not in config.model.inputs:
+    modality = _modality(config)
+    if modality not in config.model.inputs:
         raise ValueError(
-            f"evaluate.modality = {config.evaluate.modality} is none of model.inputs {config.model.inputs}"
+            f"evaluate.modality = {modality} is none of the model's inputs: {', '.join(config.model.inputs)}"
         )
-    if config.data.source != "folder":
+    if config.data.source == "random":
         raise ValueError('evaluate.every needs a data set: set data.source = "folder", or evaluate.every = 0')
     for split in (config.data.val_split, config.data.train_split):
-        samples = len(FolderIndex(config.data.root, split, (config.evaluate.modality,)))
-    if samples < config.evaluate.neighbors:
+        samples = len(open_index(config.data, split, (modality,)))
+    if config.model.system != "classifier" and samples < config.evaluate.neighbors:
         raise ValueError(
             f"evaluate.neighbors = {config.evaluate.neighbors} is more than the {samples} training samples"
         )
+
+
+def _modality(config: RunConfig) -> str:
+    return config.evaluate.modality or config.model.inputs[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omnitrunk.engine import checkpoint
 from omnitrunk.engine.build import Run
-from omnitrunk.engine.evaluate import evaluate, model_features, probe, table, write_scores
+from omnitrunk.engine.evaluate import evaluate, evaluate_briefly, table, write_scores
 from omnitrunk.engine.log import RunLog
 from omnitrunk.engine.show import draw_sheet
 
@@ -17,18 +17,16 @@ def draw_samples(run: Run, log: RunLog, step: int) -> None:
 
 
 def evaluate_trained(run: Run, log: RunLog, step: int) -> None:
-    """The k-NN accuracy of the encoder as it is after `step` steps."""
-    config, device = run.config, run.world.device
-    features = model_features(run.model, config.evaluate.modality, device, config.run.precision)
+    """The accuracy of the model as it is after `step` steps."""
     with run.optimizer.averaged_weights():
-        scores = probe(config, {"trained": features}, device)
-    log.write_evaluation(step, {"knn": scores["trained"]})
+        log.write_evaluation(step, evaluate_briefly(run.config, run.model, run.world.device))
 
 
 def evaluate_fully(run: Run, log: RunLog) -> None:
-    """The comparison of the finished encoder with a random one and with pixels; JSON next to the last checkpoint."""
+    """The full evaluation of the finished model; JSON next to the last checkpoint."""
     with run.optimizer.averaged_weights():
         scores = evaluate(run.config, run.model, run.world.device)
-    log.write_evaluation(run.config.run.steps, {"knn": scores["trained"]})
+    brief = {"knn": scores["trained"]} if "trained" in scores else scores
+    log.write_evaluation(run.config.run.steps, brief)
     log.say(table(scores, run.config))
     write_scores(checkpoint.find(run.folder), scores, run.config)

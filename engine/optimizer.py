@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omnitrunk.engine.pairing import PairedLayer
 from omnitrunk.kernels import adamw_
 
 
@@ -51,12 +52,22 @@ class OptimizerConfig:
 class AdamW:
     """The state of the optimizer: float32 moments, weight averages and a count of updates, all on the device."""
 
-    def __init__(self, groups: Sequence[dict[str, Any]], config: OptimizerConfig) -> None:
-        """`groups` are `model.parameter_groups(weight_decay)`: dicts with params, names and weight_decay."""
+    def __init__(
+        self, groups: Sequence[dict[str, Any]], config: OptimizerConfig, pathways: Sequence[PairedLayer] = ()
+    ) -> None:
+        """`groups` are `model.parameter_groups(weight_decay)`: dicts with params, names, weight_decay and lr_scale.
+
+        A group without an lr_scale has 1. `pathways` are what engine.pairing makes of joined layers.
+        """
         self._config = config
         self.names: list[str] = [name for group in groups for name in group["names"]]
         self.params: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
         self._decays = [group["weight_decay"] for group in groups for _ in group["params"]]
+        self._lr_scales = [group.get("lr_scale", 1.0) for group in groups for _ in group["params"]]
+        places = {id(parameter): place for place, parameter in enumerate(self.params)}
+        self._paired = list(pathways)
+        self._pathways = [layer.placed(places) for layer in self._paired]
+        self._derived = {place for pathway in self._pathways for place in pathway.derived()}
         self.exp_avg = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.params]
         self.exp_avg_sq = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.params]
         self.step = torch.zeros((), dtype=torch.float32, device=self.params[0].device)
@@ -64,9 +75,9 @@ class AdamW:
 
     def update(self, lr: float) -> tuple[Tensor, Tensor]:
         """Apply the gradients in `.grad`: (norm before the clip, 1 where it was not finite and nothing changed)."""
-        return adamw_(
+        result = adamw_(
             [parameter.detach() for parameter in self.params],
-            [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params],
+            [self._gradient(place) for place in range(len(self.params))],
             self.exp_avg,
             self.exp_avg_sq,
             self.step,
@@ -74,10 +85,15 @@ class AdamW:
             betas=self._config.betas,
             eps=self._config.eps,
             weight_decay=self._decays,
+            lr_scale=self._lr_scales,
             max_norm=self._config.clip or None,
             emas=self.ema,
             ema_decay=self._config.ema_decay,
+            pathways=self._pathways,
         )
+        for layer in self._paired:
+            layer.updated()
+        return result
 
     def clear_gradients(self) -> None:
         """Give the gradients' memory back; the next backward pass writes instead of adding."""
@@ -114,6 +130,13 @@ class AdamW:
             value.copy_(state[name])
         for name, parameter, value in zip(self.names, self.params, self.ema or [], strict=False):
             value.copy_(parameter.detach() if average is None else average[name])
+
+    def _gradient(self, place: int) -> Tensor | None:
+        """The gradient of a parameter; None where a pathway derives it, 0 where the loss does not depend on it."""
+        gradient = self.params[place].grad
+        if gradient is None and place not in self._derived:
+            return torch.zeros_like(self.params[place])
+        return gradient
 
     def _swap(self) -> None:
         for place, parameter in enumerate(self.params if self.ema else ()):

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from torch import nn
 
-from omnitrunk.models import MaskPlan, MultiMAE, MultiMAEConfig
+from omnitrunk.models import MultiMAEConfig
+from omnitrunk.models.masking import MaskPlan
+from omnitrunk.models.plan import Plan
 
 
-def plan_maker(model: MultiMAE, *, seed: int, start: int, batch: int, parts: int) -> Callable[[np.ndarray], MaskPlan]:
+def plan_maker(model: nn.Module, *, seed: int, start: int, batch: int, parts: int) -> Callable[[np.ndarray], Plan]:
     """A function from the positions of a micro-batch to its plan, for a loader that begins at position `start`.
 
     A global batch of `batch` samples is cut into `parts` micro-batches, over processes and accumulation, and the plain
@@ -19,7 +22,8 @@ def plan_maker(model: MultiMAE, *, seed: int, start: int, batch: int, parts: int
     weighed by its share, which it can work out alone, because masks are a function of seed and position.
     """
     config = model.config
-    if config.keep < min(map(config.tokens, config.inputs)) or config.faithful or parts == 1:
+    even = not isinstance(config, MultiMAEConfig) or config.keep < min(map(config.tokens, config.inputs))
+    if even or config.faithful or parts == 1:
         return lambda positions: model.plan(seed, positions)
 
     def make(positions: np.ndarray) -> MaskPlan:

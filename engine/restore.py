@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from omnitrunk.engine import checkpoint
-from omnitrunk.engine.build import load_model
+from omnitrunk.engine.build import load_model, make_model
 from omnitrunk.engine.config import RunConfig, read
 from omnitrunk.engine.distributed import choose_device
-from omnitrunk.models import MultiMAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Trained:
     folder: Path
     step: int
     config: RunConfig
-    model: MultiMAE
+    model: nn.Module
     device: torch.device
 
 
@@ -35,6 +35,6 @@ def restore(path: Path, overrides: Sequence[str] = ()) -> Trained:
     state = checkpoint.read_state(folder)
     config = read(state["config"], overrides, where=f"{folder}: ")
     device = choose_device(config.run.device)
-    model = MultiMAE(config.model, config.run.seed)
+    model = make_model(config, fresh=False)
     load_model(folder, state, config, model, name="ema" if (folder / "ema.safetensors").exists() else "model")
     return Trained(folder=folder, step=state["step"], config=config, model=model.to(device), device=device)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-TILE = 112
+TILE, WIDEST = 112, 3
+"""Height of a picture on the sheet, and its greatest width as a multiple of that."""
 GAP, BLOCK_GAP, MARGIN = 4, 20, 14
 TITLE, CAPTION = 22, 18
 SWATCH = 16
@@ -38,24 +39,31 @@ def compose(panels: list[Panel], class_names: Sequence[str] = ()) -> Image:
     from PIL import Image, ImageDraw
 
     rows = len(next(iter(panels[0].pictures.values())))
-    widths = [len(panel.pictures) * (TILE + GAP) - GAP for panel in panels]
+    tiles = [_tile_width(panel) for panel in panels]
+    widths = [len(panel.pictures) * (tile + GAP) - GAP for panel, tile in zip(panels, tiles, strict=True)]
     width = 2 * MARGIN + sum(widths) + BLOCK_GAP * (len(panels) - 1)
     top = MARGIN + TITLE + CAPTION
     bottom = top + rows * (TILE + GAP)
     sheet = Image.new("RGB", (width, bottom + 3 * (SWATCH + 8) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     left = MARGIN
-    for panel, block in zip(panels, widths, strict=True):
+    for panel, tile, block in zip(panels, tiles, widths, strict=True):
         _text(draw, left, MARGIN, panel.name, 17)
         for column, (caption, pictures) in enumerate(panel.pictures.items()):
-            x = left + column * (TILE + GAP)
+            x = left + column * (tile + GAP)
             _text(draw, x, MARGIN + TITLE, caption, 13)
             for row, picture in enumerate(pictures):
-                tile = Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)
-                sheet.paste(tile, (x, top + row * (TILE + GAP)))
+                shown = Image.fromarray(picture).resize((tile, TILE), Image.Resampling.NEAREST)
+                sheet.paste(shown, (x, top + row * (TILE + GAP)))
         left += block + BLOCK_GAP
     _legend(draw, panels, class_names, bottom + 8)
     return sheet
+
+
+def _tile_width(panel: Panel) -> int:
+    """Width of the pictures of a panel on the sheet, their shape kept up to a limit."""
+    _, height, width, _ = next(iter(panel.pictures.values())).shape
+    return min(WIDEST * TILE, max(TILE, round(TILE * width / height)))
 
 
 def _legend(draw: ImageDraw, panels: list[Panel], class_names: Sequence[str], y: int) -> None:

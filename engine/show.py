@@ -1,6 +1,7 @@
 """What a model makes of what it does not see: input, visible part, prediction and target of every output.
 
-Shapes: B batch, n patches of an output, p side of a patch, C channels.
+Pictures are drawn as they are, clips as three of their frames, spectrograms with time to the right and low tones below.
+Shapes: B batch, n patches of an output, p values of a patch and channel, C channels.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnitrunk.engine.colors import class_colors, scale_colors
 from omnitrunk.engine.data import Batch, Loader
 from omnitrunk.engine.description import describe
 from omnitrunk.engine.sheet import Panel, compose
 from omnitrunk.engine.step import autocast
-from omnitrunk.models import MODALITIES, MaskPlan, Modality, MultiMAE
+from omnitrunk.engine.tiles import from_patches, to_patches
+from omnitrunk.models import MODALITIES, Modality, MultiMAEConfig
+from omnitrunk.models.plan import Plan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,11 +29,13 @@ if TYPE_CHECKING:
 
 HIDDEN = 128
 """Grey level of what the model does not see."""
+FRAMES = 3
+"""Frames of a clip that are drawn side by side: the first, the last, and those in between."""
 
 
-def draw_sheet(config: RunConfig, model: MultiMAE, device: torch.device, *, samples: int = 6) -> Image:
+def draw_sheet(config: RunConfig, model: nn.Module, device: torch.device, *, samples: int = 6) -> Image:
     """A sheet of `samples` pictures of the val split, nearly uncropped, the same ones every time."""
-    seed, names = config.run.seed, (*config.model.inputs, *config.model.outputs)
+    seed, names = config.run.seed, config.model.reads
     data = replace(config.data, train_split=config.data.val_split, batch=samples, crop_area=(1.0, 1.0), flip=False)
     with Loader(
         data, names, seed=seed, device=device, make_plan=lambda positions: model.plan(seed, positions)
@@ -40,71 +45,102 @@ def draw_sheet(config: RunConfig, model: MultiMAE, device: torch.device, *, samp
 
 
 @torch.no_grad()
-def reconstruct(model: MultiMAE, batch: Batch, precision: str) -> list[Panel]:
+def reconstruct(model: nn.Module, batch: Batch, precision: str) -> list[Panel]:
     """One panel per output of the model, pictures uint8 (B, H, W, 3)."""
     with autocast(batch.labels.device, precision):
         predictions = model.predict(batch.tensors, batch.plan)
-        maps = model.prepare(batch.tensors)
+        sample = model.prepare(batch.tensors)
     plan = batch.plan.to("cpu", non_blocking=False)
     return [
-        _panel(model, MODALITIES[name], maps[MODALITIES[name].data].cpu(), rows.float().cpu(), plan)
+        _panel(model, MODALITIES[name], sample[MODALITIES[name].data].cpu(), rows.float().cpu(), plan)
         for name, rows in predictions.items()
     ]
 
 
-def _panel(model: MultiMAE, modality: Modality, target: Tensor, rows: Tensor, plan: MaskPlan) -> Panel:
-    config, name = model.config, modality.name
-    patch, grid = config.patch(name), config.grid(name)
-    truth = _patches(_in_model_space(modality, target), patch)
-    found, classes = rows.unflatten(-1, (patch**2, -1)), ()
+def _panel(model: nn.Module, modality: Modality, target: Tensor, rows: Tensor, plan: Plan) -> Panel:
+    patch, grid = _cut(model, modality.name)
+    truth = to_patches(_in_model_space(modality, target), patch)
+    found, classes = rows.unflatten(-1, (truth.shape[2], -1)), ()
     if modality.kind == "classes":
         found = found.argmax(dim=-1, keepdim=True).float()
         classes = tuple(torch.cat([truth, found]).unique().int().tolist())
     elif modality.standardize_patches:
-        found = _undo_patch_standardization(found, truth)
-    painted_truth, painted = _paint(modality, truth, truth), _paint(modality, found, truth)
-    masked = _mask(model, name, plan).numpy()[:, :, None, None]
+        found = _undo_patch_standardization(modality, found, truth)
+    painted_truth, painted = _paint(modality, truth, truth), _paint(modality, found.nan_to_num(), truth)
+    masked = _mask(model, modality.name, plan).numpy()[:, :, None, None]
     pictures = {
         "input": painted_truth,
         "masked": np.where(masked, np.uint8(HIDDEN), painted_truth),
         "prediction": np.where(masked, painted, painted_truth),
         "target": painted_truth,
     }
-    images = {column: _images(patches, grid, patch) for column, patches in pictures.items()}
-    return Panel(name=name, pictures=images, classes=classes)
+    images = {column: _lay_out(modality, from_patches(tiles, grid, patch)) for column, tiles in pictures.items()}
+    return Panel(name=modality.name, pictures=images, classes=classes)
+
+
+def _cut(model: nn.Module, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Values of a patch along every axis, and patches along every axis."""
+    if isinstance(model.config, MultiMAEConfig):
+        return (model.config.patch(name),) * 2, model.config.grid(name)
+    patch, grid = model.tokenizer.patch, model.config.grid
+    return (patch,) * len(grid) if isinstance(patch, int) else patch, grid
 
 
 def _in_model_space(modality: Modality, target: Tensor) -> Tensor:
-    """The map as losses see it, float (B, H, W, C)."""
+    """The map as losses see it, float (B, *shape, C)."""
     if modality.kind == "classes":
         return target[..., None].float()
-    if target.dtype != torch.uint8:
-        return target
-    return (target / 255 - _channels(modality.mean, 0.0)) / _channels(modality.std, 1.0)
+    mean, std = _scale(modality)
+    if target.dtype == torch.uint8:
+        return (target / 255 - mean) / std
+    if modality.kind == "clips":
+        return target * _channels(modality.std, 1.0) + _channels(modality.mean, 0.0)
+    return target
 
 
-def _undo_patch_standardization(found: Tensor, truth: Tensor) -> Tensor:
-    """Give predicted patches (B, n, p * p, C) the mean and deviation that their targets have, all channels together."""
-    variance, mean = torch.var_mean(truth, dim=(2, 3), keepdim=True)
+def _undo_patch_standardization(modality: Modality, found: Tensor, truth: Tensor) -> Tensor:
+    """Give predicted patches (B, n, p, C) the mean and deviation of their targets: of all channels, clips of each."""
+    together = 2 if modality.kind == "clips" else (2, 3)
+    variance, mean = torch.var_mean(truth, dim=together, keepdim=True)
     return found * (variance + 1e-6).sqrt() + mean
 
 
 def _paint(modality: Modality, values: Tensor, truth: Tensor) -> np.ndarray:
-    """Patches (B, n, p * p, C) as colors, uint8 (B, n, p * p, 3); a scale runs over each sample's range of `truth`."""
+    """Patches (B, n, p, C) as colors, uint8 (B, n, p, 3); a scale runs over each sample's range of `truth`."""
     if modality.kind == "classes":
         ids = values[..., 0].numpy().astype(np.int64)
         return class_colors(int(ids.max()) + 1)[ids]
     if modality.channels == 3:
-        pixels = values * _channels(modality.std, 1.0) + _channels(modality.mean, 0.0)
-        return (255 * pixels).round().clamp(0, 255).byte().numpy()
+        mean, std = _scale(modality)
+        return (255 * (values * std + mean)).round().clamp(0, 255).byte().numpy()
     first = truth[..., 0].flatten(1)
     low, high = (edge[:, None, None] for edge in (first.amin(dim=1), first.amax(dim=1)))
     return scale_colors(((values[..., 0] - low) / (high - low).clamp(min=1e-6)).numpy())
 
 
-def _mask(model: MultiMAE, output: str, plan: MaskPlan) -> Tensor:
+def _scale(modality: Modality) -> tuple[Tensor, Tensor]:
+    """Mean and deviation that losses see pixels by; those of clips see them as they are, from 0 to 1."""
+    if modality.kind == "clips":
+        return torch.zeros(()), torch.ones(())
+    return _channels(modality.mean, 0.0), _channels(modality.std, 1.0)
+
+
+def _lay_out(modality: Modality, volumes: np.ndarray) -> np.ndarray:
+    """Colors (B, *shape, 3) as pictures (B, H, W, 3)."""
+    if modality.kind == "clips":
+        frames = np.linspace(0, volumes.shape[1] - 1, min(FRAMES, volumes.shape[1])).round().astype(int)
+        return np.concatenate([volumes[:, frame] for frame in frames], axis=2)
+    if modality.data == "audio":
+        return volumes.swapaxes(1, 2)[:, ::-1]
+    return volumes
+
+
+def _mask(model: nn.Module, output: str, plan: Plan) -> Tensor:
     """Where an output is masked, bool (B, n); everywhere, if it is no input."""
-    config, source = model.config, model.config.masked_like(output)
+    config = model.config
+    if not isinstance(config, MultiMAEConfig):
+        return plan.mask
+    source = config.masked_like(output)
     if source is None:
         return torch.ones(len(plan.mask), config.tokens(output), dtype=torch.bool)
     offset = sum(map(config.tokens, config.inputs[: config.inputs.index(source)]))
@@ -113,15 +149,3 @@ def _mask(model: MultiMAE, output: str, plan: MaskPlan) -> Tensor:
 
 def _channels(values: tuple[float, ...] | None, default: float) -> Tensor:
     return torch.tensor(default if values is None else values)
-
-
-def _patches(images: Tensor, patch: int) -> Tensor:
-    """(B, H, W, C) -> (B, n, p * p, C)."""
-    tiles = images.unflatten(1, (-1, patch)).unflatten(3, (-1, patch)).transpose(2, 3)
-    return tiles.flatten(3, 4).flatten(1, 2)
-
-
-def _images(patches: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarray:
-    """(B, n, p * p, 3) -> (B, H, W, 3)."""
-    tiles = patches.reshape(len(patches), *grid, patch, patch, 3)
-    return tiles.swapaxes(2, 3).reshape(len(patches), grid[0] * patch, grid[1] * patch, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,23 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def compute_gradients(
+    network: nn.Module, batches: Iterator[Batch], *, accumulate: int, precision: str, world: World
+) -> dict[str, Tensor]:
+    """Forward and backward pass of `accumulate` micro-batches: gradients in `.grad`, and `Outcome.losses`."""
+    sums: dict[str, Tensor] = {}
+    for part in range(accumulate):
+        batch = next(batches)
+        with _gradients_stay_local(network, world, last=part == accumulate - 1):
+            with autocast(world.device, precision):
+                losses = network(batch.inputs, batch.plan)
+            (losses["loss"] / accumulate).backward()
+        for task, loss in losses.items():
+            share = loss.detach().float() / (accumulate * world.size)
+            sums[task] = sums[task] + share if part else share
+    return sums
+
+
 def train_step(
     network: nn.Module,
     optimizer: AdamW,
@@ -40,24 +57,17 @@ def train_step(
     accumulate: int,
     precision: str,
     world: World,
+    gradients: Callable[..., dict[str, Tensor]] = compute_gradients,
 ) -> Outcome:
     """Take `accumulate` micro-batches and make one update, with the loss and the gradient of the global batch.
 
     `network` is the model, or the model in DistributedDataParallel, which averages gradients over processes.
+    `gradients` is `compute_gradients`, or does the same from a CUDA graph (engine.graphs).
     """
-    sums: dict[str, Tensor] = {}
-    for part in range(accumulate):
-        batch = next(batches)
-        with _gradients_stay_local(network, world, last=part == accumulate - 1):
-            with autocast(world.device, precision):
-                losses = network(batch.tensors, batch.plan)
-            (losses["loss"] / accumulate).backward()
-        for task, loss in losses.items():
-            share = loss.detach().float() / (accumulate * world.size)
-            sums[task] = sums[task] + share if part else share
+    losses = gradients(network, batches, accumulate=accumulate, precision=precision, world=world)
     grad_norm, skipped = optimizer.update(lr)
     optimizer.clear_gradients()
-    return Outcome(losses=sums, grad_norm=grad_norm, skipped=skipped)
+    return Outcome(losses=losses, grad_norm=grad_norm, skipped=skipped)
 
 
 def dry_step(network: nn.Module, optimizer: AdamW, batch: Batch, *, precision: str, world: World) -> None:
@@ -67,7 +77,7 @@ def dry_step(network: nn.Module, optimizer: AdamW, batch: Batch, *, precision: s
     update with a gradient that is not finite must leave everything as it was, and this proves the guard as well.
     """
     with autocast(world.device, precision):
-        loss = network(batch.tensors, batch.plan)["loss"]
+        loss = network(batch.inputs, batch.plan)["loss"]
     loss.backward()
     optimizer.params[0].grad.fill_(torch.nan)
     _, skipped = optimizer.update(0.0)

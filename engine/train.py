@@ -10,11 +10,12 @@ from omnitrunk.engine import folder
 from omnitrunk.engine.build import Run, build
 from omnitrunk.engine.config import RunConfig, without_effect
 from omnitrunk.engine.distributed import Vote, world_of
+from omnitrunk.engine.graphs import CapturedGradients
 from omnitrunk.engine.hooks import draw_samples, evaluate_fully, evaluate_trained
 from omnitrunk.engine.log import RunLog
 from omnitrunk.engine.overview import overview
 from omnitrunk.engine.signals import REQUEUE, StopRequest
-from omnitrunk.engine.step import dry_step, train_step
+from omnitrunk.engine.step import compute_gradients, dry_step, train_step
 from omnitrunk.engine.throughput import Throughput
 
 
@@ -46,6 +47,8 @@ def _loop(run: Run, log: RunLog, stop: StopRequest) -> int:
         device=world.device,
         precision=config.run.precision,
     )
+    on_gpu = world.device.type == "cuda"
+    gradients = CapturedGradients() if config.run.cuda_graph and on_gpu else compute_gradients
     spent_on, reported = throughput.watch.spent_on, run.start
 
     for step in range(run.start + 1, steps + 1):
@@ -58,6 +61,7 @@ def _loop(run: Run, log: RunLog, stop: StopRequest) -> int:
             accumulate=config.optimizer.accumulate,
             precision=config.run.precision,
             world=world,
+            gradients=gradients,
         )
         run.meters.add(outcome.losses, outcome.grad_norm, outcome.skipped)
         log.progress(step)

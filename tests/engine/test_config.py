@@ -3,13 +3,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnitrunk.engine.config import RunConfig, as_dict, field_names, load, read, without_effect
+from omnitrunk.engine.config import as_dict, field_names, load, read, section_kinds, without_effect
+from omnitrunk.models import SYSTEMS
 from tests.engine.tiny import tiny, write_config
 
 ROOT = Path(__file__).parents[2]
@@ -109,20 +109,35 @@ def test_every_field_is_read_somewhere():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    unread = [name for name in field_names() if name.partition(".")[2] not in read_names]
-    assert not unread
+    names = {name for system in SYSTEMS for name in field_names(section_kinds(system))}
+    assert not [name for name in names if name.partition(".")[2] not in read_names]
 
 
 def test_every_field_is_documented_where_it_is_declared():
-    for kind in get_type_hints(RunConfig).values():
+    sections = {kind for system in SYSTEMS for kind in section_kinds(system).values()}
+    for kind in {base for section in sections for base in section.__mro__ if dataclasses.is_dataclass(base)}:
         source = Path(__import__(kind.__module__, fromlist=["_"]).__file__).read_text(encoding="utf-8")
         body = next(
             node.body
             for node in ast.walk(ast.parse(source))
             if isinstance(node, ast.ClassDef) and node.name == kind.__name__
         )
-        for item in dataclasses.fields(kind):
-            place = next(
-                i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign) and node.target.id == item.name
-            )
-            assert isinstance(body[place + 1], ast.Expr) and isinstance(body[place + 1].value.value, str), item.name
+        for place, node in enumerate(body):
+            if isinstance(node, ast.AnnAssign) and node.target.id in {item.name for item in dataclasses.fields(kind)}:
+                after = body[place + 1]
+                assert isinstance(after, ast.Expr) and isinstance(after.value.value, str), node.target.id
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_system_decides_which_fields_there_are(system):
+    config = read({"model": {"system": system}}, ["--data.size=224"])
+    assert config.model == SYSTEMS[system].config()
+    assert read(as_dict(config)) == config
+    assert read({}, ["--model.system", system]) == config
+
+
+def test_a_field_of_another_system_is_refused():
+    with pytest.raises(ValueError, match=r"unknown field model.keep; did you mean"):
+        read({"model": {"system": "mae", "keep": 3}})
+    with pytest.raises(ValueError, match=r"unknown system 'maee'; did you mean 'mae'"):
+        read({}, ["--model.system=maee"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnitrunk.engine.evaluate import evaluate, model_features, pixel_features, probe, table, write_scores
+from omnitrunk.engine.evaluate import evaluate, model_features, probe, raw_features, table, write_scores
 from omnitrunk.engine.knn import knn_accuracy
 from omnitrunk.models import MultiMAE
 from tests.engine.data_files import encode
@@ -81,9 +81,9 @@ def colors(tmp_path, seed):
 @needs_dali
 def test_three_spaces_are_compared_and_written_next_to_the_checkpoint(colors, tmp_path):
     scores = evaluate(colors, MultiMAE(colors.model, 1), CPU)
-    assert list(scores) == ["trained", "random", "pixels"] and scores["pixels"] == 1.0
+    assert list(scores) == ["trained", "random", "raw"] and scores["raw"] == 1.0
     text = table(scores, colors)
-    assert "5-nearest-neighbor" in text and text.endswith("raw pixels           100.00%")
+    assert "5-nearest-neighbor" in text and text.endswith("raw input            100.00%")
     record = json.loads(write_scores(tmp_path, scores, colors).read_text())
     assert record["knn"] == scores and record["neighbors"] == 5
 
@@ -102,11 +102,11 @@ def test_pixels_of_floats_are_taken_as_they_are(colors):
     class Float:
         tensors = {"depth": torch.full((2, 3, 3, 1), 0.75)}  # noqa: RUF012
 
-    assert torch.equal(pixel_features("depth")(Float()), torch.full((2, 9), 0.25))
+    assert torch.equal(raw_features("depth")(Float()), torch.full((2, 9), 0.25))
 
 
 @needs_dali
 def test_another_classes_folder_in_val_is_refused(colors):
     (Path(colors.data.root) / "val" / "rgb" / "green").mkdir()
     with pytest.raises(ValueError, match="differ in classes"):
-        probe(replace(colors), {"pixels": pixel_features("rgb")}, CPU)
+        probe(replace(colors), {"raw": raw_features("rgb")}, CPU)

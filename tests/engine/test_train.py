@@ -49,7 +49,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, seed, capsys):
     said = capsys.readouterr().out
     for begin in ("model    multimae", "data     ", "batch    8", "horizon  7", "machine  CPU", "done in "):
         assert begin in said
-    assert "raw pixels" in said and "ETA" in said and "\r" not in said
+    assert "raw input" in said and "ETA" in said and "\r" not in said
     records = log_of(config)
     assert [record["step"] for record in records] == [3, 6, 7]
     tasks = {"rgb", "depth", "semseg", "norm_rgb"}
