@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from omnitrunk.engine.clouds import cloud_panel
 from omnitrunk.engine.colors import class_colors, scale_colors
 from omnitrunk.engine.data import Batch, Loader
 from omnitrunk.engine.description import describe
@@ -51,8 +52,11 @@ def reconstruct(model: nn.Module, batch: Batch, precision: str) -> list[Panel]:
         predictions = model.predict(batch.tensors, batch.plan)
         sample = model.prepare(batch.tensors)
     plan = batch.plan.to("cpu", non_blocking=False)
+    sample = {name: tensor.cpu() for name, tensor in sample.items()}
     return [
-        _panel(model, MODALITIES[name], sample[MODALITIES[name].data].cpu(), rows.float().cpu(), plan)
+        cloud_panel(name, sample, rows.float().cpu(), plan.mask)
+        if MODALITIES[name].kind == "points"
+        else _panel(model, MODALITIES[name], sample[MODALITIES[name].data], rows.float().cpu(), plan)
         for name, rows in predictions.items()
     ]
 

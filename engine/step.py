@@ -74,8 +74,10 @@ def dry_step(network: nn.Module, optimizer: AdamW, batch: Batch, *, precision: s
     """All of a step on one micro-batch, and no trace of it.
 
     Kernels are compiled and memory is taken before the run counts as started. The gradient is spoilt on purpose: an
-    update with a gradient that is not finite must leave everything as it was, and this proves the guard as well.
+    update with a gradient that is not finite must leave everything as it was, and this proves the guard as well. The
+    statistics of batch normalization are put back.
     """
+    before = [buffer.clone() for buffer in network.buffers()]
     with autocast(world.device, precision):
         loss = network(batch.inputs, batch.plan)["loss"]
     loss.backward()
@@ -83,6 +85,8 @@ def dry_step(network: nn.Module, optimizer: AdamW, batch: Batch, *, precision: s
     _, skipped = optimizer.update(0.0)
     optimizer.clear_gradients()
     assert bool(skipped), "the optimizer took a gradient that is not finite"
+    for buffer, value in zip(network.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 def _gradients_stay_local(network: nn.Module, world: World, *, last: bool) -> contextlib.AbstractContextManager:

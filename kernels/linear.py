@@ -92,6 +92,8 @@ def onednn_refuses(x: Tensor, weight: Tensor, *_others: Tensor | None) -> str | 
         return "torch.compile plans products itself"
     if x.numel() == 0 or weight.numel() == 0:
         return "nothing to multiply"
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        return "rows of the weight lie apart, for which it has only its reference implementation"
     return None
 
 

@@ -7,6 +7,7 @@ from omnitrunk.models.mae import MAEConfig
 from omnitrunk.models.masking import MaskPlan, make_plan
 from omnitrunk.models.modality import MODALITIES, Modality, register
 from omnitrunk.models.multimae import MultiMAE, MultiMAEConfig
+from omnitrunk.models.pointmae import PointMAEConfig
 from omnitrunk.models.systems import SYSTEMS, build_model, find_system
 from omnitrunk.models.token_plan import TokenPlan, make_token_plan
 from omnitrunk.models.videomae import VideoMAEConfig
@@ -22,6 +23,7 @@ __all__ = [
     "Modality",
     "MultiMAE",
     "MultiMAEConfig",
+    "PointMAEConfig",
     "TokenPlan",
     "VideoMAEConfig",
     "build_model",

@@ -76,4 +76,4 @@ class MaskedAutoencoder(Encoder):
         batch, visible = plan.keep.shape
         length = visible + int(self.config.class_token)
         trunk = self.blocks.flops(batch, length, batch * length)
-        return (self.tokenizer.flops(batch * visible) + trunk + self.decoder.flops(plan)) / batch
+        return (self.tokenizer.flops(batch, batch * visible) + trunk + self.decoder.flops(plan)) / batch

@@ -81,7 +81,7 @@ class Classifier(Encoder):
         batch, tokens = plan.keep.shape
         length = tokens + (self.class_token is not None)
         blocks = self.blocks.flops(batch, length, batch * length)
-        return (self.tokenizer.flops(batch * tokens) + blocks) / batch + 2 * self.head.weight.numel()
+        return (self.tokenizer.flops(batch, batch * tokens) + blocks) / batch + 2 * self.head.weight.numel()
 
     def _pooled(self, sample: Mapping[str, Tensor], index: Tensor, drop_scale: Tensor | None = None) -> Tensor:
         """The normed mean of the tokens int64 (B, N), the class token left out, (B, D)."""

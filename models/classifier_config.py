@@ -11,11 +11,13 @@ from omnitrunk.models.checks import check_least, check_rate
 from omnitrunk.models.initialize import Rules, normal
 from omnitrunk.models.mae import MAEConfig
 from omnitrunk.models.parameter_groups import is_matrix
+from omnitrunk.models.pointmae import PointMAEConfig
 from omnitrunk.models.videomae import VideoMAEConfig
 
 ENCODERS: dict[str, type[AutoencoderConfig]] = {
     "mae": MAEConfig,
     "videomae": VideoMAEConfig,
+    "pointmae": PointMAEConfig,
 }
 """The systems whose encoders can be fine-tuned."""
 

@@ -52,6 +52,6 @@ class PatchTokenizer(nn.Module):
         )
         return tokens.unflatten(0, index.shape)
 
-    def flops(self, rows: int) -> int:
-        """Matrix arithmetic of the forward pass for so many patches."""
+    def flops(self, _samples: int, rows: int) -> int:
+        """Matrix arithmetic of the forward pass for so many patches of all samples together."""
         return 2 * rows * self.weight.numel()

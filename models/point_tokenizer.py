@@ -77,10 +77,11 @@ class PointTokenizer(nn.Module):
         mixed = functional.relu(self.norm2(self._mix(local), asked), inplace=True)
         return self.fc4(mixed).max(dim=1).values.unflatten(0, index.shape)
 
-    def flops(self, rows: int) -> int:
-        """Matrix arithmetic of the forward pass for so many groups."""
-        point = self.fc1.weight.numel() + self.fc2.weight.numel() + self.fc3.weight.numel() // 2
-        return 2 * rows * (self.group_size * (point + self.fc4.weight.numel()) + self.fc3.weight.numel() // 2)
+    def flops(self, samples: int, rows: int) -> int:
+        """Matrix arithmetic of a training step's forward pass, `rows` groups of all `samples` together going on."""
+        half = self.fc3.weight.numel() // 2
+        group = self.group_size * (self.fc1.weight.numel() + self.fc2.weight.numel() + half) + half
+        return 2 * (samples * self.groups * group + rows * self.group_size * self.fc4.weight.numel())
 
     def _mix(self, local: Tensor) -> Tensor:
         """Points (S, k, 256) joined with the maximum over their group, through one layer: (S, k, 512).

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omnitrunk.kernels import linear
-from omnitrunk.kernels.linear import ROWS, cost, onednn_missing, onednn_weight_gradient
+from omnitrunk.kernels.linear import ROWS, cost, onednn_missing, onednn_refuses, onednn_weight_gradient
 
 from .compare import assert_agree, poisoned
 
@@ -85,3 +85,11 @@ def test_cost_counts_both_products_of_the_backward_pass():
     forward, backward = cost(10, 3, 4), cost(10, 3, 4, backward=True)
     assert forward.flop == 2 * 10 * 3 * 4 and backward.flop == 2 * forward.flop
     assert forward.bytes == 2 * (10 * 3 + 3 * 4 + 10 * 4)
+
+
+def test_half_of_the_columns_of_a_weight(seed):
+    """For weights whose rows lie apart oneDNN has a reference implementation, two hundred times slower."""
+    x, weight = torch.randn(64, 32), torch.randn(16, 64)
+    half = weight.chunk(2, dim=1)[1]
+    torch.testing.assert_close(linear(x, half), x @ half.T)
+    assert "lie apart" in str(onednn_refuses(x, half))

@@ -32,7 +32,7 @@ class Segments(nn.Module):
         rows = sample["segments"].flatten(0, 1)[flat_rows(index, sample["segments"].shape[1])]
         return self.project(rows).unflatten(0, index.shape)
 
-    def flops(self, rows):
+    def flops(self, samples, rows):
         return 2 * rows * self.project.weight.numel()
 
 

@@ -1,4 +1,4 @@
-"""The parity runner on recorded cases of MAE and VideoMAE: it passes, and a small error anywhere makes it fail."""
+"""The parity runner on recorded cases: it passes, and a small error anywhere makes it fail."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def recorded(system, tmp_path) -> Path:
     [
         ("mae", ["latent", "decoder_pre_norm", "loss.raw_pix", "gradnorm.norm_pix.mask_token", "ids_restore", "lr"]),
         ("videomae", ["encoder_out", "target", "loss_f64", "grad.mask_token", "__total_norm", "win8x14x14"]),
+        ("pointmae", ["fps_idx", "knn_idx", "pred_points_train", "grad_pred_cdl1"]),
+        (
+            "m2pt",
+            ["logits_merged", "grad_cross_modal_scale_f64", "groups of parameters", "vit_a step 7"],
+        ),
     ],
 )
 def test_everything_recorded_is_reproduced(system, rows, recorded, capsys):
@@ -45,6 +50,11 @@ def test_everything_recorded_is_reproduced(system, rows, recorded, capsys):
         ("videomae", "videomae_a_weights", "encoder.blocks.0.attn.q_bias"),
         ("videomae", "videomae_a_io", "patches_all"),
         ("videomae", "videomae_a_grads", "mask_token"),
+        ("pointmae", "pointmae_a_weights", "mask_token"),
+        ("pointmae", "front_end_a", "scale_translate_out"),
+        ("m2pt", "linear_a", "grad_aux_weight"),
+        ("m2pt", "vit_a_weights", "blocks.1.mlp.fc2.aux_weight"),
+        ("m2pt", "vit_a_trace_end", "head.weight"),
     ],
 )
 def test_a_changed_number_is_a_miss(system, file, key, recorded, capsys):

@@ -1,0 +1,55 @@
+"""Point clouds drawn as pictures, and what a model makes of the groups that it does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnitrunk.engine.colors import scale_colors
+from omnitrunk.engine.sheet import Panel
+
+SIZE = 224
+"""Pixels of a picture, each side."""
+DOT = 2
+"""Pixels of a point, each side."""
+PAPER, EXTENT = 245, 1.15
+TURN, TILT = 0.6, 0.45
+"""Where the viewer stands, in radians around and above."""
+
+
+def cloud_panel(name: str, sample: Mapping[str, Tensor], found: Tensor, mask: Tensor) -> Panel:
+    """The panel of groups "groups" (B, G, k, 3) at "centers" (B, G, 3), `found` (B, G, 3 k), `mask` bool (B, G).
+
+    Color is height. Groups overlap, so that a masked point may still be seen as part of a visible group.
+    """
+    centers, groups = sample["centers"].unsqueeze(2), sample["groups"]
+    truth, predicted = (centers + x for x in (groups, found.nan_to_num().unflatten(-1, (-1, 3)).to(groups)))
+    drawn = torch.where(mask[..., None, None], predicted, truth)
+    pictures = {
+        "input": [draw_cloud(cloud) for cloud in sample["points"]],
+        "masked": [draw_cloud(groups[~hidden]) for groups, hidden in zip(truth, mask, strict=True)],
+        "prediction": [draw_cloud(cloud) for cloud in drawn],
+        "target": [draw_cloud(cloud) for cloud in truth],
+    }
+    return Panel(name=name, pictures={column: np.stack(images) for column, images in pictures.items()})
+
+
+def draw_cloud(points: Tensor) -> np.ndarray:
+    """Points (..., 3) in the unit ball as a picture uint8 (SIZE, SIZE, 3), seen from the side and a little from above.
+
+    Near points cover far ones; what lies outside of the picture is not drawn.
+    """
+    x, y, z = points.reshape(-1, 3).double().numpy().T
+    right = np.cos(TURN) * x - np.sin(TURN) * z
+    depth = np.sin(TURN) * x + np.cos(TURN) * z
+    up, near = np.cos(TILT) * y - np.sin(TILT) * depth, np.sin(TILT) * y + np.cos(TILT) * depth
+    columns, rows = (np.rint((side / EXTENT + 1) / 2 * (SIZE - DOT)).astype(int) for side in (right, -up))
+    inside = (columns >= 0) & (columns <= SIZE - DOT) & (rows >= 0) & (rows <= SIZE - DOT)
+    picture, colors = np.full((SIZE, SIZE, 3), PAPER, dtype=np.uint8), scale_colors((y + 1) / 2)
+    for point in np.argsort(near[inside], kind="stable"):
+        row, column = rows[inside][point], columns[inside][point]
+        picture[row : row + DOT, column : column + DOT] = colors[inside][point]
+    return picture
