@@ -87,6 +87,10 @@ class RunConfig:
                     f"data.{name} = {getattr(self.data, name)}, but the model's {name} = {getattr(described, name)}: "
                     "set both to the same number"
                 )
+        if self.log.images_every and described is not self.model:
+            raise ValueError(
+                f"log.images_every = {self.log.images_every}: a classifier reconstructs nothing; set it to 0"
+            )
         if self.run.cuda_graph and len(self.model.inputs) > 1:
             raise ValueError(
                 "run.cuda_graph = true needs batches of one shape, but the visible tokens of several inputs are split "
@@ -165,8 +169,9 @@ def without_effect(config: RunConfig) -> list[str]:
     fields = ("layers", "order", "scale", "train_scales", "train_auxiliaries")
     rules += [(f"pathway.{name}", not config.pathway.auxiliaries, "pathway.auxiliaries is empty") for name in fields]
     maps = any(find_modality(name).kind == "classes" for name in config.model.reads)
+    idle = isinstance(config.model, MultiMAEConfig) and not maps
     fields = ("semseg_classes", "class_embedding_width", "label_smoothing")
-    rules += [(f"model.{name}", not maps, "the model has no class map") for name in fields]
+    rules += [(f"model.{name}", idle, "the model has no class map") for name in fields]
     return [f"{name} has no effect: {why}" for name, idle, why in rules if idle and _is_set(config, name)]
 
 

@@ -20,7 +20,7 @@ from omnitrunk.engine.description import describe
 from omnitrunk.engine.sheet import Panel, compose
 from omnitrunk.engine.step import autocast
 from omnitrunk.engine.tiles import from_patches, to_patches
-from omnitrunk.models import MODALITIES, Modality, MultiMAEConfig
+from omnitrunk.models import MODALITIES, Classifier, Modality, MultiMAEConfig
 from omnitrunk.models.plan import Plan
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ FRAMES = 3
 
 def draw_sheet(config: RunConfig, model: nn.Module, device: torch.device, *, samples: int = 6) -> Image:
     """A sheet of `samples` pictures of the val split, nearly uncropped, the same ones every time."""
+    if isinstance(model, Classifier):
+        raise ValueError("a classifier reconstructs nothing; show the run that it starts from")
     seed, names = config.run.seed, config.model.reads
     data = replace(config.data, train_split=config.data.val_split, batch=samples, crop_area=(1.0, 1.0), flip=False)
     with Loader(

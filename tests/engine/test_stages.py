@@ -10,8 +10,10 @@ import torch
 from omnitrunk.engine import folder
 from omnitrunk.engine.config import read
 from omnitrunk.engine.restore import restore
+from omnitrunk.engine.show import draw_sheet
 from omnitrunk.engine.train import train
 from omnitrunk.engine.weights import read_blocks, start_from
+from omnitrunk.models import build_model
 from omnitrunk.models.pathway import merge, scales
 from tests.engine.tiny import log_of, weights_of
 
@@ -113,6 +115,14 @@ def test_folded_pathways_give_the_same_answers(pretrained, tmp_path):
     plain.load_state_dict(merge(model.state_dict()))
     batch = {"rgb": torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)}
     torch.testing.assert_close(plain.logits(batch), model.logits(batch), rtol=1e-5, atol=1e-6)
+
+
+def test_a_classifier_draws_nothing_and_says_so(pretrained, tmp_path):
+    with pytest.raises(ValueError, match="a classifier reconstructs nothing"):
+        classifier(tmp_path / "run", pretrained / "mae", log={"images_every": 3})
+    config = classifier(tmp_path / "run", pretrained / "mae")
+    with pytest.raises(ValueError, match="show the run that it starts from"):
+        draw_sheet(config, build_model(config.model, 0), torch.device("cpu"))
 
 
 def test_released_files_serve_as_auxiliaries(pretrained, tmp_path):
