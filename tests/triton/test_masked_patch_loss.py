@@ -19,7 +19,8 @@ def generator(seed):
 def patches(seed, count, total, device):
     """Indices of patches and weights, one of several being 0."""
     index = torch.randperm(total, generator=generator(seed))[:count].to(device)
-    weight = torch.rand(count, generator=generator(seed + 1)).to(device)
+    # Not too small: gradients in float16 would fall among its subnormal numbers, which have few digits.
+    weight = (0.5 + 0.5 * torch.rand(count, generator=generator(seed + 1))).to(device)
     weight[count // 2 :][1:2] = 0
     return index, weight
 
