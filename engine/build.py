@@ -16,6 +16,7 @@ from omnitrunk.engine.data import Loader
 from omnitrunk.engine.description import check_description
 from omnitrunk.engine.distributed import World
 from omnitrunk.engine.evaluate import check_evaluation
+from omnitrunk.engine.host_memory import keep_freed
 from omnitrunk.engine.meters import Meters
 from omnitrunk.engine.optimizer import AdamW
 from omnitrunk.engine.pairing import derived_names, pair
@@ -70,6 +71,8 @@ def build(config: RunConfig, world: World) -> Run:
     """Make or restore a run, and prepare its folder. ValueError, in one line, for what cannot work."""
     if config.run.cuda_graph and world.size > 1:
         raise ValueError(f"run.cuda_graph = true serves one process, not {world.size}: set it to false")
+    if world.device.type == "cpu":
+        keep_freed()
     resumed = not config.run.overwrite and bool(checkpoint.complete(Path(config.run.folder)))
     model = make_model(config, fresh=not resumed).to(world.device)
     optimizer = AdamW(

@@ -115,6 +115,9 @@ MAE: Rules = (
 )
 """He et al. 2022; the stacked qkv counts as one matrix."""
 
+AUDIOMAE: Rules = ((r"\.temperature$", ones), *MAE)
+"""Huang et al. 2022."""
+
 VIDEOMAE: Rules = (
     (r"mask_token$", cut_normal),
     *NORMS,

@@ -24,6 +24,21 @@ def random_tokens_in_noise_order(tokens: int, keep: int, *, seed: int, positions
     return uniform(seed, "mask.noise", positions, tokens).argsort(axis=1, kind="stable")[:, :keep]
 
 
+def time_frequency_tokens(
+    grid: tuple[int, int], keep: tuple[int, int], *, seed: int, positions: np.ndarray
+) -> np.ndarray:
+    """Tokens whose time and whose band both stay, of a `grid` of times by bands (Huang et al. 2022, section 3).
+
+    keep[0] of the times and keep[1] of the bands are drawn apart. Tokens are numbered time by time, V is the product of
+    the two numbers kept, and the result is ascending.
+    """
+    times, bands = (
+        np.sort(uniform(seed, f"mask.{axis}", positions, count).argsort(axis=1, kind="stable")[:, :kept], axis=1)
+        for axis, count, kept in zip(("time", "frequency"), grid, keep, strict=True)
+    )
+    return (grid[1] * times[:, :, None] + bands[:, None, :]).reshape(len(positions), -1)
+
+
 def last_tokens(tokens: int, keep: int, *, positions: np.ndarray) -> np.ndarray:
     """The last `keep` of N `tokens`: a block mask, where tokens are numbered by distance from its center."""
     return np.tile(np.arange(tokens - keep, tokens), (len(positions), 1))

@@ -1,8 +1,8 @@
 """The modalities that the engine knows. A new one is one call of `register`; no other line of the models changes.
 
-A modality is an image of pixels, a map of classes or a clip of images, cut into patches that become tokens; or a cloud
-of points, whose neighborhoods do. It can be an input, an output, or both; one with a `source` is an output only: a
-second view of the source's pixels, masked like the source.
+A modality is an image of pixels, a map of classes, a clip of images or the spectrogram of a sound, cut into patches
+that become tokens; or a cloud of points, whose neighborhoods do. It can be an input, an output, or both; one with a
+`source` is an output only: a second view of the source's pixels, masked like the source.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class Modality:
 
     name: str
     """Key in the batch and in the configuration, a Python identifier."""
-    kind: Literal["pixels", "classes", "clips", "points"]
+    kind: Literal["pixels", "classes", "clips", "sounds", "points"]
     """Pixels (B, H, W, channels), uint8 or floating; a class map (B, H / stride, W / stride) of integers; clips
-    (B, T, H, W, channels) of pixels; or points (B, N, channels), floating."""
+    (B, T, H, W, channels) of pixels; sounds, waveforms (B, samples), of which models see spectrograms
+    (B, T, F, channels); or points (B, N, channels), floating."""
     channels: int = 1
     """Channels of pixels; a class map has as many outputs for each of its pixels as there are classes."""
     stride: int = 1
@@ -112,4 +113,6 @@ register(
         source="video",
     )
 )
+register(Modality(name="audio", kind="sounds"))
+register(Modality(name="norm_audio", kind="sounds", standardize_patches=True, source="audio"))
 register(Modality(name="points", kind="points", channels=3))

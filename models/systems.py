@@ -9,7 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from omnitrunk.models import official_classifier, official_mae, official_multimae, official_pointmae, official_videomae
+from omnitrunk.models import (
+    official_audiomae,
+    official_classifier,
+    official_mae,
+    official_multimae,
+    official_pointmae,
+    official_videomae,
+)
+from omnitrunk.models.audiomae import AudioMAEConfig
 from omnitrunk.models.autoencoder import MaskedAutoencoder
 from omnitrunk.models.classifier import Classifier
 from omnitrunk.models.classifier_config import ClassifierConfig
@@ -37,6 +45,7 @@ SYSTEMS: dict[str, System] = {
     "multimae": System(config=MultiMAEConfig, model=MultiMAE, layout=official_multimae.layout),
     "mae": System(config=MAEConfig, model=MaskedAutoencoder, layout=official_mae.layout),
     "videomae": System(config=VideoMAEConfig, model=MaskedAutoencoder, layout=official_videomae.layout),
+    "audiomae": System(config=AudioMAEConfig, model=MaskedAutoencoder, layout=official_audiomae.layout),
     "pointmae": System(config=PointMAEConfig, model=MaskedAutoencoder, layout=official_pointmae.layout),
     "classifier": System(config=ClassifierConfig, model=Classifier, layout=official_classifier.layout),
 }

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.parity import m2pt, mae, multimae, pointmae, videomae
+from tests.parity import audiomae, m2pt, mae, multimae, pointmae, videomae
 from tests.parity.folder import Check, Recorded, read_folder
 from tests.parity.report import DOUBLE, SINGLE, Precision, Report
 
@@ -20,6 +20,7 @@ SYSTEMS: dict[str, Callable[[list[Recorded]], list[Check]]] = {
     "mae": mae.find,
     "m2pt": m2pt.find,
     "videomae": videomae.find,
+    "audiomae": audiomae.find,
     "pointmae": pointmae.find,
 }
 
