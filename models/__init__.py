@@ -1,5 +1,6 @@
 """Middle floor: tokenize, mask, encode, decode, score; the systems, described on top of omnitrunk.kernels."""
 
+from omnitrunk.models.audiomae import AudioMAEConfig
 from omnitrunk.models.autoencoder import MaskedAutoencoder
 from omnitrunk.models.classifier import Classifier
 from omnitrunk.models.classifier_config import ClassifierConfig
@@ -15,6 +16,7 @@ from omnitrunk.models.videomae import VideoMAEConfig
 __all__ = [
     "MODALITIES",
     "SYSTEMS",
+    "AudioMAEConfig",
     "Classifier",
     "ClassifierConfig",
     "MAEConfig",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from omnitrunk.models.audiomae import AudioMAEConfig
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.checks import check_least, check_rate
 from omnitrunk.models.initialize import Rules, normal
@@ -17,6 +18,7 @@ from omnitrunk.models.videomae import VideoMAEConfig
 ENCODERS: dict[str, type[AutoencoderConfig]] = {
     "mae": MAEConfig,
     "videomae": VideoMAEConfig,
+    "audiomae": AudioMAEConfig,
     "pointmae": PointMAEConfig,
 }
 """The systems whose encoders can be fine-tuned."""

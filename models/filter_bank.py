@@ -1,9 +1,9 @@
 """Sound as the models see it: the log-mel filter bank of Kaldi, for a batch of waveforms at a time, on their device.
 
-Povey et al. 2011 (Kaldi), with the parameters of AudioMAE (Huang et al. 2022, as released): a recording less its mean;
-frames of 25 ms every 10 ms, wholly inside of it; each less its own mean, pre-emphasized by 0.97, under a symmetric Hann
-window; the power spectrum, zero-padded to a power of 2; triangles on the mel scale from 20 Hz to half the sample rate;
-the natural logarithm, of float32's epsilon at least. B batch, S samples, T frames, F mel bands.
+Povey et al. 2011 (Kaldi), with the parameters of AudioMAE (Huang et al. 2022, as released): frames of 25 ms every
+10 ms, wholly inside of the recording; each less its mean, pre-emphasized by 0.97, under a symmetric Hann window; the
+power spectrum, zero-padded to a power of 2; triangles on the mel scale from 20 Hz to half the sample rate; the natural
+logarithm, of float32's epsilon at least. B batch, S samples, T frames, F mel bands.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class FilterBank(nn.Module):
         """
         with torch.autocast(waves.device.type, enabled=False):
             waves = waves.to(torch.promote_types(waves.dtype, torch.float32))
-            lengths = torch.full_like(waves[:, 0], waves.shape[1], dtype=torch.int64) if lengths is None else lengths
-            logarithms = self._log_mel(self._fit(_centered(waves, lengths)))
+            lengths = torch.tensor(waves.shape[1:], device=waves.device) if lengths is None else lengths
+            logarithms = self._log_mel(self._fit(waves))
             whole = (lengths - self.length) // self.step + 1
             real = torch.arange(self.frames, device=waves.device) < whole[:, None]
             return (logarithms.where(real[..., None], self.padding) - self.mean) / (2 * self.std)
@@ -62,8 +62,9 @@ class FilterBank(nn.Module):
 
         Pre-emphasis is computed before the waveform is cut, while every sample is there once: what it leaves of a
         frame's mean is subtracted after it, and a frame's first sample, which has none before it, has weight 0 in the
-        window.
+        window. Frames losing their own mean, that of the waveform matters to rounding only.
         """
+        waves = waves - waves.mean(dim=1, keepdim=True)
         means = functional.avg_pool1d(waves[:, None], self.length, self.step)[:, 0, :, None]
         emphasized = functional.pad(waves[:, 1:] - PRE_EMPHASIS * waves[:, :-1], (1, 0))
         frames = emphasized.unfold(1, self.length, self.step) - (1 - PRE_EMPHASIS) * means
@@ -87,10 +88,3 @@ def mel_triangles(mels: int, points: int, sample_rate: int) -> Tensor:
 
 def _mel(hertz: Tensor) -> Tensor:
     return 1127 * (1 + hertz.double() / 700).log()
-
-
-def _centered(waves: Tensor, lengths: Tensor) -> Tensor:
-    """Waveforms (B, S) less the mean of their `lengths` (B,) real samples; zeros after these."""
-    real = torch.arange(waves.shape[1], device=waves.device) < lengths[:, None]
-    means = waves.where(real, 0).sum(dim=1) / lengths.clamp(min=1)
-    return (waves - means[:, None]).where(real, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from omnitrunk.models import official_mae, official_videomae
+from omnitrunk.models import official_audiomae, official_mae, official_videomae
 from omnitrunk.models.classifier_config import ClassifierConfig
 from omnitrunk.models.official_layers import linear, norm
 from omnitrunk.models.official_parts import Layout
@@ -13,6 +13,7 @@ from omnitrunk.models.official_parts import Layout
 ENCODERS: dict[str, Callable[[Any], Layout]] = {
     "mae": official_mae.encoder_layout,
     "videomae": official_videomae.encoder_layout,
+    "audiomae": official_audiomae.encoder_layout,
 }
 
 

@@ -71,11 +71,17 @@ def slow_local_attention(weights, prefix, x, grid, heads, shift):
     rows = []
     for query in range(times * bands):
         mixed = []
-        keys = [key for key in range(times * bands) if window(query, bands, times, shift) == window(key, bands, times, shift)]
+        keys = [
+            key
+            for key in range(times * bands)
+            if window(query, bands, times, shift) == window(key, bands, times, shift)
+        ]
         for head in range(heads):
             scores = [
                 score(weights, prefix, q[query, head], k[key, head], head)
-                + offset_bias(weights, prefix, query // bands - key // bands, query % bands - key % bands, head, times, shift)
+                + offset_bias(
+                    weights, prefix, query // bands - key // bands, query % bands - key % bands, head, times, shift
+                )
                 for key in keys
             ]
             strange = [-100.0 * ((query // bands < shift) != (key // bands < shift)) for key in keys]
