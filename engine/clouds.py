@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from omnitrunk.engine.colors import scale_colors
-from omnitrunk.engine.sheet import Panel
+from omnitrunk.engine.sheet import TILE, Panel
 
-SIZE = 224
-"""Pixels of a picture, each side."""
+SIZE = TILE
+"""Pixels of a picture, each side: as large as on the sheet, where dots would otherwise be resampled away."""
 DOT = 2
 """Pixels of a point, each side."""
 PAPER, EXTENT = 245, 1.15

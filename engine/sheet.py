@@ -19,6 +19,8 @@ TILE, WIDEST = 112, 3
 GAP, BLOCK_GAP, MARGIN = 4, 20, 14
 TITLE, CAPTION = 22, 18
 SWATCH = 16
+NARROWEST = 600
+"""Pixels that the legend needs."""
 INK, PAPER = (25, 25, 25), (255, 255, 255)
 SCALE_WIDTH = 160
 
@@ -41,7 +43,7 @@ def compose(panels: list[Panel], class_names: Sequence[str] = ()) -> Image:
     rows = len(next(iter(panels[0].pictures.values())))
     tiles = [_tile_width(panel) for panel in panels]
     widths = [len(panel.pictures) * (tile + GAP) - GAP for panel, tile in zip(panels, tiles, strict=True)]
-    width = 2 * MARGIN + sum(widths) + BLOCK_GAP * (len(panels) - 1)
+    width = max(NARROWEST, 2 * MARGIN + sum(widths) + BLOCK_GAP * (len(panels) - 1))
     top = MARGIN + TITLE + CAPTION
     bottom = top + rows * (TILE + GAP)
     sheet = Image.new("RGB", (width, bottom + 3 * (SWATCH + 8) + MARGIN), PAPER)

@@ -39,7 +39,8 @@ def draw_sheet(config: RunConfig, model: nn.Module, device: torch.device, *, sam
     if isinstance(model, Classifier):
         raise ValueError("a classifier reconstructs nothing; show the run that it starts from")
     seed, names = config.run.seed, config.model.reads
-    data = replace(config.data, train_split=config.data.val_split, batch=samples, crop_area=(1.0, 1.0), flip=False)
+    plain = {"crop_area": (1.0, 1.0), "flip": False, "point_scale": (1.0, 1.0), "point_shift": 0.0}
+    data = replace(config.data, train_split=config.data.val_split, batch=samples, **plain)
     with Loader(
         data, names, seed=seed, device=device, make_plan=lambda positions: model.plan(seed, positions)
     ) as loader:
