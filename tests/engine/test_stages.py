@@ -21,6 +21,7 @@ SIZES = {"width": 16, "depth": 2, "heads": 2, "decoder_width": 8, "decoder_depth
 MODELS = {
     "mae": {"system": "mae", "image_size": 32, "patch_size": 8, **SIZES},
     "videomae": {"system": "videomae", "frames": 4, "image_size": 32, "patch_size": 8, **SIZES},
+    "audiomae": {"system": "audiomae", "frames": 16, "mels": 32, "patch_size": 8, **SIZES},
     "pointmae": {"system": "pointmae", "points": 64, "groups": 8, "group_size": 4, **SIZES, "decoder_width": 16},
 }
 
@@ -28,7 +29,7 @@ MODELS = {
 def stage(path, model, steps=6, **sections):
     values = {
         "run": {"folder": str(path), "steps": steps},
-        "data": {"source": "random", "batch": 4, "size": 32, "frames": 4, "points": 64, "threads": 1},
+        "data": {"source": "random", "batch": 4, "size": 32, "frames": 4, "seconds": 0.2, "points": 64, "threads": 1},
         "model": model,
         "optimizer": {"lr": 1e-3, "ema_decay": 0.5},
         "checkpoint": {"every": 3},

@@ -12,6 +12,7 @@ SIZES = {"width": 16, "depth": 3, "heads": 2, "decoder_width": 8, "decoder_depth
 ENCODERS = {
     "mae": {"system": "mae", "image_size": 32, "patch_size": 8, **SIZES},
     "videomae": {"system": "videomae", "frames": 4, "image_size": 16, "patch_size": 8, **SIZES},
+    "audiomae": {"system": "audiomae", "frames": 16, "mels": 32, "patch_size": 8, **SIZES},
 }
 
 
@@ -21,9 +22,13 @@ def small(name="mae", **options):
 
 def batch_of(config, seed, count=3):
     generator = torch.Generator().manual_seed(seed)
-    shape = (32, 32, 3) if config.inputs == ("rgb",) else (4, 16, 16, 3)
-    pixels = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
-    return {config.inputs[0]: pixels, "label": torch.randint(0, 5, (count,), generator=generator)}
+    (name,) = config.inputs
+    if name == "audio":
+        values = torch.rand(count, 3000, generator=generator)
+    else:
+        shape = {"rgb": (32, 32, 3), "video": (4, 16, 16, 3)}[name]
+        values = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
+    return {name: values, "label": torch.randint(0, 5, (count,), generator=generator)}
 
 
 @pytest.mark.parametrize("name", ENCODERS)

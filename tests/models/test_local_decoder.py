@@ -53,6 +53,8 @@ def test_lengths_do_not_matter_and_low_temperatures_are_held(seed):
         expected = layer(x)
         layer.temperature.fill_(-5.0)
         torch.testing.assert_close(layer(x), expected)
+        layer.temperature.fill_(0.02)
+        assert (layer(x) - expected).abs().max() > 1e-6
 
 
 def test_a_query_of_zeros_is_finite_and_so_are_its_gradients(seed):
