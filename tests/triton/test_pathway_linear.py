@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omnitrunk.kernels.pathway_linear import Pathway, combine, combine_weights, pathway_linear
-from tests.triton.compare import TOLERANCE, assert_matches, error, random, strided
+from tests.triton.compare import TOLERANCE, assert_matches, error, outputs_and_gradients, random, strided
 
 
 def run(backend):
@@ -16,9 +16,21 @@ def parts(seed, dtype, device, rows, outputs, inputs):
     return [random(seed + i, *shape, dtype=dtype, device=device) for i, shape in enumerate(shapes)]
 
 
+WAYS = ("triton", "reference")
+
+
 @pytest.mark.parametrize("sizes", [((1,), 16, 16), ((3, 11), 33, 47), ((65,), 130, 65)], ids=str)
 def test_fused_product_matches_the_definition(seed, dtype, device, sizes):
-    assert_matches(run("triton"), run("reference"), parts(seed, dtype, device, *sizes))
+    tensors = parts(seed, dtype, device, *sizes)
+    fixed = [lambda x, w, aux, scale, bias, way=way: run(way)(x, w, aux, scale.detach(), bias) for way in WAYS]
+    assert_matches(*fixed, tensors)
+    # The scale's gradient is one sum of products, which may cancel: it is held against their size.
+    (_, ours), (_, truth) = (
+        outputs_and_gradients(run(way), [tensor.to(wide) for tensor in tensors])
+        for way, wide in zip(WAYS, (dtype, torch.float64), strict=True)
+    )
+    size = truth[1].norm() * tensors[2].double().norm()
+    assert (ours[3].double() - truth[3]).abs() < TOLERANCE[dtype] * size
 
 
 def test_fused_product_on_strided_inputs(seed, device):
