@@ -154,7 +154,7 @@ class MultiMAEConfig:
             if not names or len(set(names)) != len(names):
                 raise ValueError(f"{field} = {names} must name at least one modality, each one once")
         for name in (*self.inputs, *self.outputs, *self.fp32_outputs):
-            if find_modality(name).kind == "clips":
+            if find_modality(name).kind not in ("pixels", "classes"):
                 raise ValueError(f"multimae takes images and class maps, not {name!r}; take it out or choose a system")
         for name in self.inputs:
             if (source := find_modality(name).source) is not None:
