@@ -10,8 +10,8 @@ from torch import nn
 from omnitrunk.engine.config import RunConfig
 from omnitrunk.models import ClassifierConfig, MultiMAEConfig
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
-from omnitrunk.models.masking import MaskPlan
-from omnitrunk.models.plan import Plan
+from omnitrunk.models.masking.mask_plan import MaskPlan
+from omnitrunk.models.masking.plan import Plan
 
 SAMPLES = 64
 """Samples whose masks give the average arithmetic."""

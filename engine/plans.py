@@ -9,8 +9,8 @@ import numpy as np
 from torch import nn
 
 from omnitrunk.models import MultiMAEConfig
-from omnitrunk.models.masking import MaskPlan
-from omnitrunk.models.plan import Plan
+from omnitrunk.models.masking.mask_plan import MaskPlan
+from omnitrunk.models.masking.plan import Plan
 
 
 def plan_maker(model: nn.Module, *, seed: int, start: int, batch: int, parts: int) -> Callable[[np.ndarray], Plan]:

@@ -21,7 +21,7 @@ from omnitrunk.engine.sheet import Panel, compose
 from omnitrunk.engine.step import autocast
 from omnitrunk.engine.tiles import from_patches, to_patches
 from omnitrunk.models import MODALITIES, Classifier, Modality, MultiMAEConfig
-from omnitrunk.models.plan import Plan
+from omnitrunk.models.masking.plan import Plan
 
 if TYPE_CHECKING:
     from PIL.Image import Image

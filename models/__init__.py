@@ -5,12 +5,12 @@ from omnitrunk.models.autoencoder import MaskedAutoencoder
 from omnitrunk.models.classifier import Classifier
 from omnitrunk.models.classifier_config import ClassifierConfig
 from omnitrunk.models.mae import MAEConfig
-from omnitrunk.models.masking import MaskPlan, make_plan
+from omnitrunk.models.masking.mask_plan import MaskPlan, make_plan
+from omnitrunk.models.masking.token_plan import TokenPlan, make_token_plan
 from omnitrunk.models.modality import MODALITIES, Modality, register
 from omnitrunk.models.multimae import MultiMAE, MultiMAEConfig
 from omnitrunk.models.pointmae import PointMAEConfig
 from omnitrunk.models.systems import SYSTEMS, build_model, find_system
-from omnitrunk.models.token_plan import TokenPlan, make_token_plan
 from omnitrunk.models.videomae import VideoMAEConfig
 
 __all__ = [

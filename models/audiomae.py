@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.checks import check_divides, check_least, check_rate
-from omnitrunk.models.filter_bank import SILENCE, FilterBank
+from omnitrunk.models.decoders.local import WINDOW, LocalDecoder
+from omnitrunk.models.decoders.restore import RestoreDecoder
 from omnitrunk.models.initialize import AUDIOMAE, Rules
-from omnitrunk.models.local_decoder import WINDOW, LocalDecoder
-from omnitrunk.models.mask_policies import random_tokens, random_tokens_in_noise_order, time_frequency_tokens
+from omnitrunk.models.layers.positions import column_row_table, with_class_row
+from omnitrunk.models.masking.policies import random_tokens, random_tokens_in_noise_order, time_frequency_tokens
 from omnitrunk.models.objectives import PatchError
-from omnitrunk.models.patch_tokenizer import PatchTokenizer
-from omnitrunk.models.positions import column_row_table, with_class_row
-from omnitrunk.models.restore_decoder import RestoreDecoder
+from omnitrunk.models.tokenizers.filter_bank import SILENCE, FilterBank
+from omnitrunk.models.tokenizers.patches import PatchTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

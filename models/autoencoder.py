@@ -12,12 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
-from omnitrunk.models.drop_path import sample_drop_scale
 from omnitrunk.models.encoder import Encoder
 from omnitrunk.models.initialize import initialize
-from omnitrunk.models.layers import LayerNorm
+from omnitrunk.models.layers.blocks import LayerNorm
+from omnitrunk.models.layers.drop_path import sample_drop_scale
+from omnitrunk.models.masking.token_plan import TokenPlan, all_tokens, make_token_plan
 from omnitrunk.models.parameter_groups import parameter_groups
-from omnitrunk.models.token_plan import TokenPlan, all_tokens, make_token_plan
 
 
 class MaskedAutoencoder(Encoder):

@@ -15,7 +15,7 @@ from torch import nn
 
 from omnitrunk.models.checks import check_heads, check_least, check_rate
 from omnitrunk.models.initialize import MAE, Rules
-from omnitrunk.models.layers import QkvBias
+from omnitrunk.models.layers.blocks import QkvBias
 from omnitrunk.models.parameter_groups import is_matrix
 
 

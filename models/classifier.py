@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omnitrunk.models.classifier_config import ClassifierConfig
-from omnitrunk.models.drop_path import sample_drop_scale
 from omnitrunk.models.encoder import Encoder
 from omnitrunk.models.initialize import initialize
-from omnitrunk.models.layers import LayerNorm, Linear
+from omnitrunk.models.layers.blocks import LayerNorm, Linear
+from omnitrunk.models.layers.drop_path import sample_drop_scale
+from omnitrunk.models.masking.token_plan import TokenPlan, all_tokens, make_token_plan
 from omnitrunk.models.parameter_groups import parameter_groups
-from omnitrunk.models.token_plan import TokenPlan, all_tokens, make_token_plan
 
 
 class Classifier(Encoder):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
-from omnitrunk.models.layers import LayerNorm
-from omnitrunk.models.trunk import Trunk
+from omnitrunk.models.layers.blocks import LayerNorm
+from omnitrunk.models.layers.trunk import Trunk
 
 
 class Encoder(nn.Module):

@@ -9,11 +9,11 @@ import numpy as np
 
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.checks import check_divides, check_least, pair
-from omnitrunk.models.mask_policies import random_tokens, random_tokens_in_noise_order
+from omnitrunk.models.decoders.restore import RestoreDecoder
+from omnitrunk.models.layers.positions import column_row_table, with_class_row
+from omnitrunk.models.masking.policies import random_tokens, random_tokens_in_noise_order
 from omnitrunk.models.objectives import PatchError
-from omnitrunk.models.patch_tokenizer import PatchTokenizer
-from omnitrunk.models.positions import column_row_table, with_class_row
-from omnitrunk.models.restore_decoder import RestoreDecoder
+from omnitrunk.models.tokenizers.patches import PatchTokenizer
 
 CHANNELS = 3
 

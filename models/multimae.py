@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from omnitrunk.kernels.gather_tokens import gather_tokens
 from omnitrunk.kernels.masked_patch_loss import masked_patch_loss
-from omnitrunk.models.config import MultiMAEConfig
-from omnitrunk.models.context import ContextProjection, at_precision
-from omnitrunk.models.decoder import Decoder
-from omnitrunk.models.flops import forward_flops
+from omnitrunk.models.decoders.context import ContextProjection, at_precision
+from omnitrunk.models.decoders.cross import Decoder
 from omnitrunk.models.initialize import initialize
-from omnitrunk.models.masking import MaskPlan, sample_plan
+from omnitrunk.models.layers.standardize import robust_standardize
+from omnitrunk.models.layers.trunk import Trunk
+from omnitrunk.models.masking.mask_plan import MaskPlan, sample_plan
 from omnitrunk.models.modality import find_modality
+from omnitrunk.models.multimae_config import MultiMAEConfig
+from omnitrunk.models.multimae_flops import forward_flops
 from omnitrunk.models.parameter_groups import parameter_groups
-from omnitrunk.models.standardize import robust_standardize
-from omnitrunk.models.tokenizer import build_tokenizer
-from omnitrunk.models.trunk import Trunk
+from omnitrunk.models.tokenizers.maps import build_tokenizer
 
 __all__ = ["MultiMAE", "MultiMAEConfig"]
 

@@ -16,8 +16,8 @@ from torch.nn import functional
 from omnitrunk.kernels.chamfer import chamfer
 from omnitrunk.kernels.masked_patch_loss import masked_patch_loss
 from omnitrunk.kernels.patches import gather_patches
+from omnitrunk.models.masking.token_plan import flat_rows
 from omnitrunk.models.modality import find_modality
-from omnitrunk.models.token_plan import flat_rows
 
 STANDARDIZE_EPSILON = 1e-6
 

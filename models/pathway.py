@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from omnitrunk.kernels import gpu
 from omnitrunk.kernels.pathway_linear import Pathway, effective_weight
-from omnitrunk.models.layers import Linear
-from omnitrunk.models.trunk import Trunk
+from omnitrunk.models.layers.blocks import Linear
+from omnitrunk.models.layers.trunk import Trunk
 
 PLACES = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 """The layers of a block that can be joined, and where they are."""

@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from omnitrunk.models.append_decoder import AppendDecoder
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.checks import check_least
+from omnitrunk.models.decoders.append import AppendDecoder
 from omnitrunk.models.initialize import POINTMAE, Rules
-from omnitrunk.models.layers import QkvBias
-from omnitrunk.models.mask_policies import last_tokens, random_tokens
+from omnitrunk.models.layers.blocks import QkvBias
+from omnitrunk.models.masking.policies import last_tokens, random_tokens
 from omnitrunk.models.objectives import ChamferError
-from omnitrunk.models.point_tokenizer import AXES, CenterPositions, PointTokenizer
+from omnitrunk.models.tokenizers.points import AXES, CenterPositions, PointTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,22 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from omnitrunk.models import (
-    official_audiomae,
-    official_classifier,
-    official_mae,
-    official_multimae,
-    official_pointmae,
-    official_videomae,
-)
 from omnitrunk.models.audiomae import AudioMAEConfig
 from omnitrunk.models.autoencoder import MaskedAutoencoder
 from omnitrunk.models.classifier import Classifier
 from omnitrunk.models.classifier_config import ClassifierConfig
-from omnitrunk.models.config import MultiMAEConfig
 from omnitrunk.models.mae import MAEConfig
 from omnitrunk.models.multimae import MultiMAE
-from omnitrunk.models.official_parts import Layout
+from omnitrunk.models.multimae_config import MultiMAEConfig
+from omnitrunk.models.official import audiomae, classifier, mae, multimae, pointmae, videomae
+from omnitrunk.models.official.parts import Layout
 from omnitrunk.models.pointmae import PointMAEConfig
 from omnitrunk.models.videomae import VideoMAEConfig
 
@@ -42,12 +35,12 @@ class System:
 
 
 SYSTEMS: dict[str, System] = {
-    "multimae": System(config=MultiMAEConfig, model=MultiMAE, layout=official_multimae.layout),
-    "mae": System(config=MAEConfig, model=MaskedAutoencoder, layout=official_mae.layout),
-    "videomae": System(config=VideoMAEConfig, model=MaskedAutoencoder, layout=official_videomae.layout),
-    "audiomae": System(config=AudioMAEConfig, model=MaskedAutoencoder, layout=official_audiomae.layout),
-    "pointmae": System(config=PointMAEConfig, model=MaskedAutoencoder, layout=official_pointmae.layout),
-    "classifier": System(config=ClassifierConfig, model=Classifier, layout=official_classifier.layout),
+    "multimae": System(config=MultiMAEConfig, model=MultiMAE, layout=multimae.layout),
+    "mae": System(config=MAEConfig, model=MaskedAutoencoder, layout=mae.layout),
+    "videomae": System(config=VideoMAEConfig, model=MaskedAutoencoder, layout=videomae.layout),
+    "audiomae": System(config=AudioMAEConfig, model=MaskedAutoencoder, layout=audiomae.layout),
+    "pointmae": System(config=PointMAEConfig, model=MaskedAutoencoder, layout=pointmae.layout),
+    "classifier": System(config=ClassifierConfig, model=Classifier, layout=classifier.layout),
 }
 
 

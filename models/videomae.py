@@ -8,15 +8,15 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from omnitrunk.models.append_decoder import AppendDecoder
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.checks import check_divides, check_least, pair
+from omnitrunk.models.decoders.append import AppendDecoder
 from omnitrunk.models.initialize import VIDEOMAE, Rules
-from omnitrunk.models.layers import QkvBias
-from omnitrunk.models.mask_policies import random_tokens, tube_tokens
+from omnitrunk.models.layers.blocks import QkvBias
+from omnitrunk.models.layers.positions import FixedPositions, interleaved_table
+from omnitrunk.models.masking.policies import random_tokens, tube_tokens
 from omnitrunk.models.objectives import CubeError
-from omnitrunk.models.patch_tokenizer import PatchTokenizer
-from omnitrunk.models.positions import FixedPositions, interleaved_table
+from omnitrunk.models.tokenizers.patches import PatchTokenizer
 
 CHANNELS = 3
 

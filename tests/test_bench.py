@@ -26,7 +26,7 @@ from omnitrunk.bench.plain_multimae import PlainConfig, PlainMultiMAE, normalize
 from omnitrunk.bench.sizes import SIZES, random_batch
 from omnitrunk.bench.worker import Worker
 from omnitrunk.models import MultiMAE
-from omnitrunk.models.official import to_official
+from omnitrunk.models.official.state_dicts import to_official
 
 FIXTURES = Path(__file__).parent / "fixtures" / "multimae"
 CASES = ("case_a", "case_b")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from omnitrunk.models.masking import MaskPlan
+    from omnitrunk.models.masking.mask_plan import MaskPlan
 
 
 @dataclass

@@ -13,17 +13,17 @@ import torch
 from omnitrunk.engine.data.batch import Batch
 from omnitrunk.engine.data.config import DataConfig
 from omnitrunk.engine.data.cursor import Cursor
-from omnitrunk.engine.data.decoders import ALONE, check_together, make_decoder
+from omnitrunk.engine.data.decode.decoders import ALONE, check_together, make_decoder
 from omnitrunk.engine.data.faults import Faults
 from omnitrunk.engine.data.index import SampleIndex, check_classes, open_index
+from omnitrunk.engine.data.index.random_source import RandomSamples
 from omnitrunk.engine.data.prefetch import Prefetcher
-from omnitrunk.engine.data.random_source import RandomSamples
 from omnitrunk.engine.data.source import SampleSource
 from omnitrunk.engine.data.stream import SampleBatches
 from omnitrunk.models.modality import find_modality
 
 if TYPE_CHECKING:
-    from omnitrunk.models.masking import MaskPlan
+    from omnitrunk.models.masking.mask_plan import MaskPlan
 
 MakePlan = Callable[[np.ndarray], "MaskPlan"]
 """Positions, int64 (B,), to the plan of that batch: which tokens are visible."""

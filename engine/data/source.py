@@ -11,9 +11,9 @@ import torch
 
 from omnitrunk.engine.data.faults import Faults, substitute
 from omnitrunk.engine.data.index import SampleIndex
-from omnitrunk.engine.data.inspection import inspect_file
 from omnitrunk.engine.data.sample import EncodedSample, Facts, Picture
-from omnitrunk.engine.data.verify import BadFile
+from omnitrunk.engine.data.verify.images import BadFile
+from omnitrunk.engine.data.verify.inspection import inspect_file
 
 
 class SampleSource:

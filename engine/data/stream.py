@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from omnitrunk.engine.data.batch import Batch
-from omnitrunk.engine.data.decoder import Decoder, UndecodableRows
+from omnitrunk.engine.data.decode.decoder import Decoder, UndecodableRows
 from omnitrunk.engine.data.sample import EncodedSample
 from omnitrunk.engine.data.source import SampleSource
 

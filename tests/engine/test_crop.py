@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from omnitrunk.engine.data.crop import center_crop, random_crop
+from omnitrunk.engine.data.decode.crop import center_crop, random_crop
 from omnitrunk.kernels.philox import uniform
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from omnitrunk.engine.data.crop import Crop, random_crop
-from omnitrunk.engine.data.decoder import UndecodableRows
-from omnitrunk.engine.data.images import ImageDecoder
+from omnitrunk.engine.data.decode.crop import Crop, random_crop
+from omnitrunk.engine.data.decode.decoder import UndecodableRows
+from omnitrunk.engine.data.decode.images import ImageDecoder
 from omnitrunk.engine.data.sample import EncodedSample, Picture
-from omnitrunk.engine.data.verify import palette_to_grey
+from omnitrunk.engine.data.verify.images import palette_to_grey
 from tests.engine.data_files import encode, palette_png, sample_files, smooth, undecodable_jpeg, undecodable_png
 
 pytest.importorskip("nvidia.dali", reason='needs NVIDIA DALI: pip install "omnitrunk[data]"')

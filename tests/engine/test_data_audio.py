@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from omnitrunk.engine.data import DataConfig, Loader, evaluation_batches
-from omnitrunk.engine.data.audio import random_offsets
 from omnitrunk.engine.data.cursor import Cursor
-from omnitrunk.engine.data.flac import frames_crc
+from omnitrunk.engine.data.decode.audio import random_offsets
+from omnitrunk.engine.data.formats.flac import frames_crc
 from omnitrunk.engine.data.sample import Sound
-from omnitrunk.engine.data.verify import BadFile
-from omnitrunk.engine.data.verify_audio import verify_audio
+from omnitrunk.engine.data.verify.audio import verify_audio
+from omnitrunk.engine.data.verify.images import BadFile
 from tests.engine.data_files import check_resume, encode_audio, same_batch, take_batches, write_modality
 
 pytest.importorskip("nvidia.dali", reason='needs NVIDIA DALI: pip install "omnitrunk[data]"')

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from omnitrunk.engine.data import DataConfig, Loader, evaluation_batches, idle_fields
+from omnitrunk.engine.data.index.listing import ListIndex
 from omnitrunk.engine.data.labels import number_labels
-from omnitrunk.engine.data.listing import ListIndex
 from tests.engine.data_files import MODALITIES, check_resume, encode_array, same_batch, take_batches, write_folder
 
 

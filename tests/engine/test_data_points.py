@@ -11,9 +11,9 @@ import torch
 
 from omnitrunk.engine.data import DataConfig, Loader, evaluation_batches
 from omnitrunk.engine.data.cursor import Cursor
-from omnitrunk.engine.data.points import PointRule, choose
-from omnitrunk.engine.data.read_points import read_points
-from omnitrunk.engine.data.verify import BadFile
+from omnitrunk.engine.data.decode.points import PointRule, choose
+from omnitrunk.engine.data.formats.point_files import read_points
+from omnitrunk.engine.data.verify.images import BadFile
 from tests.engine.data_files import check_resume, encode_array, same_batch, take_batches, write_modality
 
 COUNT = 64

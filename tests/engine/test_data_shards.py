@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from omnitrunk.engine.data import DataConfig, Loader, evaluation_batches
-from omnitrunk.engine.data.shards import ShardIndex
-from omnitrunk.engine.data.tar import DamagedArchive, members
+from omnitrunk.engine.data.formats.tar import DamagedArchive, members
+from omnitrunk.engine.data.index.shards import ShardIndex
 from tests.engine.data_files import (
     MODALITIES,
     check_resume,

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from omnitrunk.engine.data import DataConfig, Loader, evaluation_batches, matroska
+from omnitrunk.engine.data import DataConfig, Loader, evaluation_batches
 from omnitrunk.engine.data.cursor import Cursor
+from omnitrunk.engine.data.decode.video import clip_frames, random_starts, starts
+from omnitrunk.engine.data.formats import matroska
 from omnitrunk.engine.data.sample import Clip
-from omnitrunk.engine.data.verify import BadFile
-from omnitrunk.engine.data.verify_video import verify_video
-from omnitrunk.engine.data.video import clip_frames, random_starts, starts
+from omnitrunk.engine.data.verify.images import BadFile
+from omnitrunk.engine.data.verify.video import verify_video
 from tests.engine.data_files import check_resume, encode_video, levels, same_batch, take_batches, write_modality
 
 pytest.importorskip("nvidia.dali", reason='needs NVIDIA DALI: pip install "omnitrunk[data]"')

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from omnitrunk.engine.data.folder import FolderIndex
+from omnitrunk.engine.data.index.folder import FolderIndex
 
 
 def touch(root, *paths):

@@ -17,10 +17,10 @@ import torch
 
 from omnitrunk.engine.data import Batch, DataConfig, Loader, evaluation_batches, files
 from omnitrunk.engine.data.faults import Faults, substitute
-from omnitrunk.engine.data.folder import FolderIndex
+from omnitrunk.engine.data.index.folder import FolderIndex
 from omnitrunk.engine.data.prefetch import Prefetcher
 from omnitrunk.engine.data.source import SampleSource
-from omnitrunk.engine.data.verify import BadFile, verify
+from omnitrunk.engine.data.verify.images import BadFile, verify
 from tests.engine.data_files import MODALITIES, break_samples, encode, palette_png, write_folder
 
 pytest.importorskip("nvidia.dali", reason='needs NVIDIA DALI: pip install "omnitrunk[data]"')

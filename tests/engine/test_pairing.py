@@ -7,8 +7,8 @@ import torch
 
 from omnitrunk.engine import pairing
 from omnitrunk.engine.optimizer import AdamW, OptimizerConfig
+from omnitrunk.models.layers.trunk import Trunk
 from omnitrunk.models.pathway import PathwayConfig, join, merge
-from omnitrunk.models.trunk import Trunk
 
 # Keys have no bias: its gradient is 0 but for rounding, which Adam would blow up to full steps.
 SIZES = {"width": 32, "depth": 2, "heads": 4, "mlp_ratio": 2.0, "bias": "qv"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omnitrunk.engine.data.verify import BadFile, palette_to_grey, verify
+from omnitrunk.engine.data.verify.images import BadFile, palette_to_grey, verify
 from tests.engine.data_files import build_png, chunks, encode, palette_png, sample_files, smooth, undecodable_jpeg
 
 

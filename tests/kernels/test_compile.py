@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnitrunk.kernels import native, use
-from omnitrunk.models.layers import Block, CrossAttention
+from omnitrunk.models.layers.blocks import Block, CrossAttention
 from tests.kernels.compare import leaves
 
 needs_native = pytest.mark.skipif(not native.available(), reason=str(native.missing_reason()))

@@ -6,9 +6,9 @@ import torch
 
 from omnitrunk.models import MaskedAutoencoder, find_system, make_token_plan
 from omnitrunk.models.audiomae import AudioMAEConfig
-from omnitrunk.models.filter_bank import FilterBank
-from omnitrunk.models.mask_policies import time_frequency_tokens
-from omnitrunk.models.official import from_official, layout, to_official
+from omnitrunk.models.masking.policies import time_frequency_tokens
+from omnitrunk.models.official.state_dicts import from_official, layout, to_official
+from omnitrunk.models.tokenizers.filter_bank import FilterBank
 from tests.models.slow_audiomae import slow_audiomae_loss
 from tests.models.small_audiomae import small_audiomae, spectrograms, waveforms
 from tests.models.small_autoencoders import assert_same_loss_and_gradients, double_autoencoder

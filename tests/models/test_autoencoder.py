@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from omnitrunk.models import MaskedAutoencoder
-from omnitrunk.models.append_decoder import AppendDecoder
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
-from omnitrunk.models.layers import Linear, QkvBias
-from omnitrunk.models.mask_policies import random_tokens
-from omnitrunk.models.token_plan import flat_rows
+from omnitrunk.models.decoders.append import AppendDecoder
+from omnitrunk.models.layers.blocks import Linear, QkvBias
+from omnitrunk.models.masking.policies import random_tokens
+from omnitrunk.models.masking.token_plan import flat_rows
 
 
 class Segments(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from omnitrunk.models.batch_norm import BatchNorm, statistics
+from omnitrunk.models.layers.batch_norm import BatchNorm, statistics
 
 
 def lively_norm(width, seed):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from omnitrunk.models import Classifier, ClassifierConfig, MaskedAutoencoder, build_model
-from omnitrunk.models.official import from_official, to_official
+from omnitrunk.models.official.state_dicts import from_official, to_official
 from omnitrunk.models.pathway import PathwayConfig, join
 
 SIZES = {"width": 16, "depth": 3, "heads": 2, "decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnitrunk.models.dirichlet import dirichlet, log_gamma_variates
+from omnitrunk.models.masking.dirichlet import dirichlet, log_gamma_variates
 
 DRAWS = 60_000
 

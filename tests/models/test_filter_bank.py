@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnitrunk.models.filter_bank import SILENCE, FilterBank, mel_triangles
+from omnitrunk.models.tokenizers.filter_bank import SILENCE, FilterBank, mel_triangles
 from tests.models.slow_audiomae import slow_log_mel
 from tests.models.small_audiomae import waveforms
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from omnitrunk.models.layers import Attention, Block, LayerNorm, Linear, QkvLinear
-from omnitrunk.models.trunk import Trunk
+from omnitrunk.models.layers.blocks import Attention, Block, LayerNorm, Linear, QkvLinear
+from omnitrunk.models.layers.trunk import Trunk
 
 
 def filled(module, seed):

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omnitrunk.kernels.dispatch import use
 from omnitrunk.models import MaskedAutoencoder
+from omnitrunk.models.decoders.local import LocalAttention, OffsetBias
 from omnitrunk.models.initialize import initialize
-from omnitrunk.models.local_decoder import LocalAttention, OffsetBias
 from tests.models.slow_audiomae import slow_local_attention
 from tests.models.small import lively
 from tests.models.small_audiomae import small_audiomae, spectrograms

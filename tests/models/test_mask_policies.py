@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omnitrunk.models.mask_policies import random_tokens, random_tokens_in_noise_order, tube_tokens
+from omnitrunk.models.masking.policies import random_tokens, random_tokens_in_noise_order, tube_tokens
 
 
 @pytest.mark.parametrize("policy", [random_tokens, random_tokens_in_noise_order])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnitrunk.models import make_plan
-from omnitrunk.models.masking import sample_plan, visible_counts
+from omnitrunk.models.masking.mask_plan import sample_plan, visible_counts
 from tests.models.small import random_ids, small_config
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from omnitrunk.models import MODALITIES, MultiMAE, MultiMAEConfig
-from omnitrunk.models.official import from_official, layout, to_official
+from omnitrunk.models.official.state_dicts import from_official, layout, to_official
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "multimae"
 CASE_A = MultiMAEConfig(

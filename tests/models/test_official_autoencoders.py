@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional
 
 from omnitrunk.models import MAEConfig, MaskedAutoencoder, VideoMAEConfig
-from omnitrunk.models.official import from_official, layout, to_official
-from omnitrunk.models.official_parts import Part
-from omnitrunk.models.positions import interpolate
+from omnitrunk.models.layers.positions import interpolate
+from omnitrunk.models.official.parts import Part
+from omnitrunk.models.official.state_dicts import from_official, layout, to_official
 from tests.models.small_autoencoders import small_mae, small_videomae
 
 SMALL = {"mae": small_mae(), "videomae": small_videomae()}

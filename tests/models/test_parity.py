@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from omnitrunk.models import layers
+from omnitrunk.models.layers import blocks
 from tests.parity.__main__ import main
 from tests.parity.multimae.statistics import surprise
 from tests.parity.report import Report
@@ -79,7 +79,7 @@ def test_another_activation_is_a_miss(folder, monkeypatch, capsys):
         hidden = functional.gelu(functional.linear(x, w1, b1), approximate="tanh")
         return functional.linear(hidden, w2, b2)
 
-    monkeypatch.setattr(layers, "mlp", tanh_mlp)
+    monkeypatch.setattr(blocks, "mlp", tanh_mlp)
     assert main(["multimae", str(folder)]) == 1
     printed = capsys.readouterr().out
     assert "encoder_block0_out" in printed

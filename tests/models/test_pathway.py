@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from omnitrunk.models.layers.trunk import Trunk
 from omnitrunk.models.pathway import PathwayConfig, join, joined_layers, merge, scales
-from omnitrunk.models.trunk import Trunk
 
 
 def trunk(seed, **sizes):

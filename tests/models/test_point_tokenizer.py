@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnitrunk.models.token_plan import all_tokens
+from omnitrunk.models.masking.token_plan import all_tokens
 from tests.models.slow_pointmae import slow_groups, slow_tokens
 from tests.models.small_autoencoders import double_autoencoder
 from tests.models.small_pointmae import clouds, small_pointmae

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from omnitrunk.models import MaskedAutoencoder
-from omnitrunk.models.official import from_official, layout, to_official
+from omnitrunk.models.masking.token_plan import all_tokens
+from omnitrunk.models.official.state_dicts import from_official, layout, to_official
 from omnitrunk.models.pointmae import PointMAEConfig
-from omnitrunk.models.token_plan import all_tokens
 from tests.models.slow_pointmae import slow_pointmae_loss
 from tests.models.small_autoencoders import assert_same_loss_and_gradients, double_autoencoder
 from tests.models.small_pointmae import clouds, small_pointmae

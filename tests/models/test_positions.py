@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnitrunk.models import MultiMAE
-from omnitrunk.models.positions import (
+from omnitrunk.models.layers.positions import (
     FixedPositions,
     column_row_table,
     interleaved_table,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnitrunk.models.standardize import robust_standardize
+from omnitrunk.models.layers.standardize import robust_standardize
 
 
 @pytest.mark.parametrize("shape", [(3, 10, 7, 1), (2, 8, 8, 2), (1, 3, 4, 1)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from omnitrunk.models import make_token_plan
-from omnitrunk.models.token_plan import flat_rows
+from omnitrunk.models.masking.token_plan import flat_rows
 
 
 def test_visible_and_masked_share_out_the_tokens(seed):

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from omnitrunk.kernels.patches import gather_patches
-from omnitrunk.models import MaskedAutoencoder, TokenPlan, make_token_plan, mask_policies
+from omnitrunk.models import MaskedAutoencoder, TokenPlan, make_token_plan
 from omnitrunk.models.audiomae import AudioMAEConfig
-from omnitrunk.models.filter_bank import FilterBank
+from omnitrunk.models.masking import policies
+from omnitrunk.models.masking.token_plan import all_tokens, flat_rows
 from omnitrunk.models.objectives import STANDARDIZE_EPSILON
-from omnitrunk.models.token_plan import all_tokens, flat_rows
+from omnitrunk.models.tokenizers.filter_bank import FilterBank
 from tests.parity import autoencoder
 from tests.parity.folder import Check, Recorded
 from tests.parity.recorder import Recorder
@@ -105,7 +106,7 @@ def _compare_group(prefix: str, group: dict[str, Recorded], report: Report, prec
 def recorded_plan(config: AudioMAEConfig, io: Mapping[str, Tensor]) -> TokenPlan:
     """The plan that our policy makes of the recorded noise."""
     noises = [io[key].numpy() for key in ("noise", "noise_t", "noise_f") if key in io]
-    with mock.patch.object(mask_policies, "uniform", side_effect=noises):
+    with mock.patch.object(policies, "uniform", side_effect=noises):
         keep = config.visible_tokens(0, np.arange(len(io["mask"])))
     return make_token_plan(keep, config.total_tokens)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from omnitrunk.models import MaskedAutoencoder, TokenPlan
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
-from omnitrunk.models.official import from_official, to_official
+from omnitrunk.models.official.state_dicts import from_official, to_official
 from tests.parity.folder import Recorded
 
 

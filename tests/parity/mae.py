@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from omnitrunk.engine.schedule import warmup_cosine
-from omnitrunk.models import MAEConfig, TokenPlan, make_token_plan, mask_policies
-from omnitrunk.models.positions import column_row_table, with_class_row
+from omnitrunk.models import MAEConfig, TokenPlan, make_token_plan
+from omnitrunk.models.layers.positions import column_row_table, with_class_row
+from omnitrunk.models.masking import policies
 from tests.parity import autoencoder
 from tests.parity.folder import Check, Recorded
 from tests.parity.recorder import Recorder
@@ -84,7 +85,7 @@ def _compare_group(prefix: str, group: dict[str, Recorded], report: Report, prec
 
 def recorded_plan(config: MAEConfig, noise: Tensor) -> TokenPlan:
     """The plan that our policy makes of the recorded noise."""
-    with mock.patch.object(mask_policies, "uniform", return_value=noise.numpy()):
+    with mock.patch.object(policies, "uniform", return_value=noise.numpy()):
         keep = config.visible_tokens(0, np.arange(len(noise)))
     return make_token_plan(keep, config.total_tokens)
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnitrunk.engine.data import points as point_rules
-from omnitrunk.engine.data.points import PointRule
+from omnitrunk.engine.data.decode import points as point_rules
+from omnitrunk.engine.data.decode.points import PointRule
 from omnitrunk.kernels import chamfer, farthest_point_sample, knn
 from omnitrunk.models import MaskedAutoencoder, TokenPlan, make_token_plan
+from omnitrunk.models.masking.token_plan import all_tokens
 from omnitrunk.models.pointmae import PointMAEConfig
-from omnitrunk.models.token_plan import all_tokens
 from tests.parity import autoencoder
 from tests.parity.folder import Check, Recorded
 from tests.parity.recorder import Recorder

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from omnitrunk.models import MaskedAutoencoder, TokenPlan, VideoMAEConfig, make_token_plan
-from omnitrunk.models.mask_policies import tube_tokens
+from omnitrunk.models.masking.policies import tube_tokens
 from tests.parity import autoencoder
 from tests.parity.folder import Check, Recorded
 from tests.parity.recorder import Recorder

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from omnitrunk.models import MaskPlan, MultiMAE, MultiMAEConfig, make_plan
-from omnitrunk.models.official import from_official
+from omnitrunk.models.official.state_dicts import from_official
 from tests.parity.folder import Check, Recorded
 from tests.parity.multimae import configuration, forward, gradients, sampler, training
 from tests.parity.report import Precision, Report

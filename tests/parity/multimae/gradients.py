@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omnitrunk.models import MultiMAE
-from omnitrunk.models.official import to_official
+from omnitrunk.models.official.state_dicts import to_official
 from tests.parity.report import Report
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omnitrunk.kernels.sample_mask import sample_mask
-from omnitrunk.models.masking import visible_counts
+from omnitrunk.models.masking.mask_plan import visible_counts
 from tests.parity.folder import Check, Recorded
 from tests.parity.multimae.configuration import sampling_config
 from tests.parity.multimae.statistics import mean_distance, surprise

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from omnitrunk.models.positions import interpolate, sincos_table
+from omnitrunk.models.layers.positions import interpolate, sincos_table
 from tests.parity.folder import Check, Recorded
 from tests.parity.report import Precision, Report
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from omnitrunk.models.standardize import robust_standardize
+from omnitrunk.models.layers.standardize import robust_standardize
 from tests.parity.folder import Check, Recorded
 from tests.parity.report import Precision, Report
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from omnitrunk.kernels.sample_mask import select_tokens
-from omnitrunk.models import MultiMAEConfig, masking
+from omnitrunk.models import MultiMAEConfig
+from omnitrunk.models.masking import mask_plan
 from tests.parity.folder import Check, Recorded
 from tests.parity.multimae.configuration import sampling_config
 from tests.parity.report import Precision, Report
@@ -68,9 +69,9 @@ def _allocation(config: MultiMAEConfig, proportions: Tensor, subset: Tensor | No
     subsets = 2 ** len(config.inputs) - 1
     chosen = np.zeros((len(proportions), 1)) if subset is None else (subset[:, None].numpy() + 0.5) / subsets
     with (
-        mock.patch.object(masking, "dirichlet", return_value=proportions.numpy()) as dirichlet,
-        mock.patch.object(masking, "uniform", return_value=chosen),
+        mock.patch.object(mask_plan, "dirichlet", return_value=proportions.numpy()) as dirichlet,
+        mock.patch.object(mask_plan, "uniform", return_value=chosen),
     ):
-        counts = masking.visible_counts(config, 0, np.arange(len(proportions)))
+        counts = mask_plan.visible_counts(config, 0, np.arange(len(proportions)))
     concentration = np.ascontiguousarray(dirichlet.call_args.args[0])
     return torch.from_numpy(concentration), torch.from_numpy(counts)

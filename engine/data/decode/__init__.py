@@ -1,0 +1,1 @@
+"""Decoding: from verified bytes to tensors on the device, one file for each kind of data."""

@@ -1,0 +1,1 @@
+"""Layers: what the systems are built of."""

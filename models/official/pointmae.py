@@ -1,0 +1,56 @@
+"""The tensors of the released Point-MAE (Pang et al. 2022), running statistics of the batch norms included.
+
+Files of multi-GPU runs prefix every name with "module."; take that off first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from omnitrunk.models.official.layers import blocks, linear, norm, reshaped, same
+from omnitrunk.models.official.parts import Part
+from omnitrunk.models.pointmae import PointMAEConfig
+from omnitrunk.models.tokenizers.points import AXES, POSITION_WIDTH
+
+
+def layout(config: PointMAEConfig) -> Iterator[Part]:
+    """All tensors of a released model of these sizes."""
+    yield from encoder_layout(config, "MAE_encoder.")
+    width, depth = config.decoder_width, config.decoder_depth
+    yield reshaped("mask_token", "decoder.mask_token", (1, 1, width), (width,))
+    yield from _positions("decoder_pos_embed", "decoder.positions", width)
+    yield from blocks("MAE_decoder.blocks", "decoder.blocks", depth, width, config.mlp_ratio, config.qkv_bias)
+    yield from norm("MAE_decoder.norm", "decoder.norm", width)
+    yield from _convolution("increase_dim.0", "decoder.out", config.group_size * AXES, width)
+
+
+def encoder_layout(config: PointMAEConfig, prefix: str = "") -> Iterator[Part]:
+    """The tensors of the encoder alone, whose official names begin with `prefix`."""
+    width = config.width
+    yield from _convolution(f"{prefix}encoder.first_conv.0", "tokenizer.fc1", 128, AXES)
+    yield from _batch_norm(f"{prefix}encoder.first_conv.1", "tokenizer.norm1", 128)
+    yield from _convolution(f"{prefix}encoder.first_conv.3", "tokenizer.fc2", 256, 128)
+    yield from _convolution(f"{prefix}encoder.second_conv.0", "tokenizer.fc3", 512, 512)
+    yield from _batch_norm(f"{prefix}encoder.second_conv.1", "tokenizer.norm2", 512)
+    yield from _convolution(f"{prefix}encoder.second_conv.3", "tokenizer.fc4", width, 512)
+    yield from _positions(f"{prefix}pos_embed", "block_positions", width)
+    yield from blocks(f"{prefix}blocks.blocks", "blocks", config.depth, width, config.mlp_ratio, config.qkv_bias)
+    yield from norm(f"{prefix}norm", "norm", width)
+
+
+def _convolution(official: str, ours: str, rows: int, columns: int) -> Iterator[Part]:
+    """A convolution of length 1."""
+    yield reshaped(f"{official}.weight", f"{ours}.weight", (rows, columns, 1), (rows, columns))
+    yield same(f"{official}.bias", f"{ours}.bias", rows)
+
+
+def _batch_norm(official: str, ours: str, width: int) -> Iterator[Part]:
+    yield from norm(official, ours, width)
+    yield same(f"{official}.running_mean", f"{ours}.running_mean", width)
+    yield same(f"{official}.running_var", f"{ours}.running_var", width)
+    yield reshaped(f"{official}.num_batches_tracked", f"{ours}.num_batches_tracked", (), (1,))
+
+
+def _positions(official: str, ours: str, width: int) -> Iterator[Part]:
+    yield from linear(f"{official}.0", f"{ours}.fc1", POSITION_WIDTH, AXES)
+    yield from linear(f"{official}.2", f"{ours}.fc2", width, POSITION_WIDTH)
