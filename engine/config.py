@@ -87,9 +87,10 @@ class RunConfig:
                     f"data.{name} = {getattr(self.data, name)}, but the model's {name} = {getattr(described, name)}: "
                     "set both to the same number"
                 )
-        if self.log.images_every and described is not self.model:
+        if self.log.images_every and described is not self.model and not self.pathway.auxiliaries:
             raise ValueError(
-                f"log.images_every = {self.log.images_every}: a classifier reconstructs nothing; set it to 0"
+                f"log.images_every = {self.log.images_every}: a classifier without pathways has nothing to draw; "
+                "set it to 0"
             )
         if self.run.cuda_graph and len(self.model.inputs) > 1:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,14 +70,22 @@ class RunLog:
         if self._is_main:
             self._bar.draw(step)
 
-    def write(self, record: Mapping[str, Any], timing: Mapping[str, float | None]) -> None:
-        """One log step: `record` has step, loss, one entry per task and FIGURES; `timing` depends on the clock."""
+    def write(
+        self, record: Mapping[str, Any], timing: Mapping[str, float | None], scales: Mapping[str, Sequence[float]]
+    ) -> None:
+        """One log step: `record` has step, loss, one entry per task and FIGURES; `timing` depends on the clock.
+
+        `scales` are those of models.pathway: for each joined layer a number for each auxiliary model.
+        """
         if not self._is_main:
             return
-        self._lines.write({**record, "time": dict(timing)})
+        joined = {"scales": dict(scales)} if scales else {}
+        self._lines.write({**record, **joined, "time": dict(timing)})
         self._bar.print(console_line(record, timing, self._steps))
         self._scalars({name: value for name, value in record.items() if name != "step"}, record["step"])
         self._scalars({f"time/{name}": value for name, value in timing.items()}, record["step"])
+        named = {f"pathway {i}/{layer}": scale for layer, row in scales.items() for i, scale in enumerate(row)}
+        self._scalars(named, record["step"])
 
     def write_evaluation(self, step: int, scores: Mapping[str, float]) -> None:
         """Scores of one evaluation, each between 0 and 1."""
@@ -88,7 +96,7 @@ class RunLog:
         self._scalars({f"evaluation/{name}": score for name, score in scores.items()}, step)
 
     def write_sheet(self, step: int, sheet: Image) -> None:
-        """A sheet of reconstructions, to samples/ and TensorBoard."""
+        """A sheet of reconstructions, or a picture of the pathways, to samples/ and TensorBoard."""
         if not self._is_main:
             return
         path = self._folder / "samples" / f"step-{step:08d}.png"
@@ -96,7 +104,7 @@ class RunLog:
         sheet.save(durable.aside(path), format="png")
         durable.aside(path).rename(path)
         if self._board:
-            self._board.add_image("reconstructions", np.asarray(sheet), step, dataformats="HWC")
+            self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
 
     def sync(self) -> None:
         """Wait until everything said so far is on the disk: a checkpoint must not be ahead of its log."""

@@ -50,10 +50,10 @@ def compose(panels: list[Panel], class_names: Sequence[str] = ()) -> Image:
     draw = ImageDraw.Draw(sheet)
     left = MARGIN
     for panel, tile, block in zip(panels, tiles, widths, strict=True):
-        _text(draw, left, MARGIN, panel.name, 17)
+        write(draw, left, MARGIN, panel.name, 17)
         for column, (caption, pictures) in enumerate(panel.pictures.items()):
             x = left + column * (tile + GAP)
-            _text(draw, x, MARGIN + TITLE, caption, 13)
+            write(draw, x, MARGIN + TITLE, caption, 13)
             for row, picture in enumerate(pictures):
                 shown = Image.fromarray(picture).resize((tile, TILE), Image.Resampling.NEAREST)
                 sheet.paste(shown, (x, top + row * (TILE + GAP)))
@@ -70,24 +70,24 @@ def _tile_width(panel: Panel) -> int:
 
 def _legend(draw: ImageDraw, panels: list[Panel], class_names: Sequence[str], y: int) -> None:
     """Colors of the classes that occur, and the scale of one-channel maps."""
-    _text(draw, MARGIN, y, "grey: masked; the prediction shows the input where it is visible", 13)
+    write(draw, MARGIN, y, "grey: masked; the prediction shows the input where it is visible", 13)
     y += SWATCH + 8
     classes = sorted(set().union(*(panel.classes for panel in panels)))
     if classes:
-        x = MARGIN + _text(draw, MARGIN, y, "classes", 13) + 10
+        x = MARGIN + write(draw, MARGIN, y, "classes", 13) + 10
         for identity, color in zip(classes, class_colors(classes[-1] + 1)[classes], strict=True):
             draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=tuple(color.tolist()))
             name = class_names[identity] if identity < len(class_names) else str(identity)
-            x += SWATCH + 4 + _text(draw, x + SWATCH + 4, y, name, 13) + 12
+            x += SWATCH + 4 + write(draw, x + SWATCH + 4, y, name, 13) + 12
     y += SWATCH + 8
-    start = MARGIN + _text(draw, MARGIN, y, "depth and other one-channel maps: least", 13) + 8
+    start = MARGIN + write(draw, MARGIN, y, "depth and other one-channel maps: least", 13) + 8
     for step, color in enumerate(scale_colors(np.linspace(0, 1, SCALE_WIDTH))):
         draw.line((start + step, y, start + step, y + SWATCH), fill=tuple(color.tolist()))
-    _text(draw, start + SCALE_WIDTH + 8, y, "greatest of the target", 13)
+    write(draw, start + SCALE_WIDTH + 8, y, "greatest of the target", 13)
 
 
-def _text(draw: ImageDraw, x: int, y: int, words: str, size: int) -> int:
-    """Write `words` with their top left at (x, y) and return their width."""
+def write(draw: ImageDraw, x: int, y: int, words: str, size: int) -> int:
+    """Put `words` on a picture, their top left at (x, y), and return their width."""
     from PIL import ImageFont
 
     font = ImageFont.load_default(size)

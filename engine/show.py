@@ -7,6 +7,7 @@ Shapes: B batch, n patches of an output, p values of a patch and channel, C chan
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,11 +18,13 @@ from omnitrunk.engine.clouds import cloud_panel
 from omnitrunk.engine.colors import class_colors, scale_colors
 from omnitrunk.engine.data import Batch, Loader
 from omnitrunk.engine.description import describe
+from omnitrunk.engine.scales import draw_scales
 from omnitrunk.engine.sheet import Panel, compose
 from omnitrunk.engine.step import autocast
 from omnitrunk.engine.tiles import from_patches, to_patches
 from omnitrunk.models import MODALITIES, Classifier, Modality, MultiMAEConfig
 from omnitrunk.models.masking.plan import Plan
+from omnitrunk.models.pathway import scales
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,9 +38,12 @@ FRAMES = 3
 
 
 def draw_sheet(config: RunConfig, model: nn.Module, device: torch.device, *, samples: int = 6) -> Image:
-    """A sheet of `samples` pictures of the val split, nearly uncropped, the same ones every time."""
+    """A sheet of `samples` pictures of the val split, nearly uncropped, the same ones every time.
+
+    A classifier reconstructs nothing: of it the scales of its pathways are drawn. ValueError where it has none.
+    """
     if isinstance(model, Classifier):
-        raise ValueError("a classifier reconstructs nothing; show the run that it starts from")
+        return draw_scales(scales(model), [Path(path).name for path in config.pathway.auxiliaries])
     seed, names = config.run.seed, config.model.reads
     plain = {"crop_area": (1.0, 1.0), "flip": False, "point_scale": (1.0, 1.0), "point_shift": 0.0}
     data = replace(config.data, train_split=config.data.val_split, batch=samples, **plain)

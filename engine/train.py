@@ -17,6 +17,7 @@ from omnitrunk.engine.overview import overview
 from omnitrunk.engine.signals import REQUEUE, StopRequest
 from omnitrunk.engine.step import compute_gradients, dry_step, train_step
 from omnitrunk.engine.throughput import Throughput
+from omnitrunk.models.pathway import scales
 
 
 def train(config: RunConfig) -> int:
@@ -73,7 +74,7 @@ def _loop(run: Run, log: RunLog, stop: StopRequest) -> int:
         if last or step % config.log.every == 0:
             figures = run.meters.read(run.loader.replaced)
             timing = throughput.lap(steps=step - reported, left=steps - step, data_wait=run.loader.wait_seconds)
-            log.write({"step": step, **figures, "lr": lr}, timing)
+            log.write({"step": step, **figures, "lr": lr}, timing, scales(run.model))
             reported = step
         if _due(step, config.log.images_every):
             with spent_on("images"):

@@ -92,8 +92,12 @@ def joined_layers(model: nn.Module) -> dict[str, Linear]:
 
 
 def scales(model: nn.Module) -> dict[str, list[float]]:
-    """Every joined layer's scales, one for each auxiliary: how much the model uses of them."""
-    return {name: [scale.item() for scale in layer.pathway.scales] for name, layer in joined_layers(model).items()}
+    """Every joined layer's scales, one for each auxiliary: how much the model uses of them. One read of the device."""
+    joined = {name: tuple(layer.pathway.scales) for name, layer in joined_layers(model).items()}
+    if not joined:
+        return {}
+    values = iter(torch.cat([scale.detach() for scales in joined.values() for scale in scales]).tolist())
+    return {name: [next(values) for _ in scales] for name, scales in joined.items()}
 
 
 def merge(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

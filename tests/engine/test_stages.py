@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from omnitrunk.engine import folder
 from omnitrunk.engine.config import read
 from omnitrunk.engine.restore import restore
+from omnitrunk.engine.scales import draw_scales
 from omnitrunk.engine.show import draw_sheet
 from omnitrunk.engine.train import train
 from omnitrunk.engine.weights import read_blocks, start_from
@@ -118,8 +121,29 @@ def test_folded_pathways_give_the_same_answers(pretrained, tmp_path):
     torch.testing.assert_close(plain.logits(batch), model.logits(batch), rtol=1e-5, atol=1e-6)
 
 
-def test_a_classifier_draws_nothing_and_says_so(pretrained, tmp_path):
-    with pytest.raises(ValueError, match="a classifier reconstructs nothing"):
+def test_scales_are_logged_and_drawn(pretrained, tmp_path):
+    sources = [pretrained / "mae", pretrained / "videomae"]
+    config = classifier(
+        tmp_path / "run",
+        sources[0],
+        auxiliaries=sources,
+        log={"images_every": 6, "tensorboard": True},
+        optimizer={"lr": 1e-3, "ema_decay": 0.0},
+    )
+    assert train(config) == 0
+    model = restore(tmp_path / "run").model
+    *_, last = log_of(config)
+    assert last["scales"] == scales(model)
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert events.Scalars("pathway 1/blocks.0.attn.qkv")[-1].value == last["scales"]["blocks.0.attn.qkv"][1]
+    assert list((tmp_path / "run" / "samples").iterdir())
+    picture = np.asarray(draw_sheet(config, model, torch.device("cpu")))
+    empty = np.asarray(draw_scales({name: [0.0, 0.0] for name in last["scales"]}, ["mae", "videomae"]))
+    assert picture.shape == empty.shape and (picture != empty).any()
+
+
+def test_a_classifier_without_pathways_draws_nothing_and_says_so(pretrained, tmp_path):
+    with pytest.raises(ValueError, match="a classifier without pathways has nothing to draw"):
         classifier(tmp_path / "run", pretrained / "mae", log={"images_every": 3})
     config = classifier(tmp_path / "run", pretrained / "mae")
     with pytest.raises(ValueError, match="show the run that it starts from"):
