@@ -1,8 +1,10 @@
 """omnitrunk bench kernels: every operation against its peers and against physics.
 
-Ours and all peers that are installed take turns in one process, on rotating inputs. A row says what a call took and
-what it must take at least on this machine (the floor: bytes, FLOP or exponentials, whichever takes longest at the rates
-measured at the start), how far the result is from float64, and the most memory it used.
+Ours and all peers that are installed take turns in one process, on rotating inputs; where a peer is slow it is in fewer
+rounds, never in fewer than three. A row says what a call took and what it must take at least on this machine (the
+floor: bytes, FLOP or exponentials, whichever takes longest at the rates measured at the start), in how many turns that
+was measured, how far the result is from float64, and the most memory it used. With --json a case is in the file as
+soon as it is measured, in place of what the file had about the same case on the same device.
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ from omnitrunk.bench.cases import CASES
 BOTH = "forward + backward"
 CACHE = {"cpu": 64e6, "cuda": 120e6}
 """Inputs that rotate are together larger than this many bytes: twice the last cache of the device."""
+BUDGET = 1.5
+"""Seconds that the turns of a contender on a case may take together, beyond the fewest that everyone gets."""
+CASE_FIELDS = ("operation", "shape", "dtype", "device", "threads")
+"""What rows of a case have in common; they are measured, and replaced, together."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,15 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
     rates = machine.rates(device, 0.3 if options.quick else 3.0)
     neighbors, table, start = machine.Neighbors(), [], time.monotonic()
-    for operation in options.op or CASES:
-        for case in CASES[operation](device, options.quick):
-            rows = measure(case, device, rates, 3 if options.quick else options.rounds)
-            table += [row | machine.context(options.threads, neighbors) for row in rows]
-            print(report.progress(rows, time.monotonic() - start), flush=True)
+    for case in (case for name in options.op or CASES for case in CASES[name](device, options.quick)):
+        meanwhile = machine.Neighbors()
+        rows = measure(case, device, rates, 3 if options.quick else options.rounds)
+        context = machine.context(options.threads, meanwhile)
+        rows = [row | context for row in rows]
+        table += rows
+        if options.json:
+            harness.replace_json(options.json, rows, CASE_FIELDS)
+        print(report.progress(rows, time.monotonic() - start), flush=True)
     print("", report.markdown(table), "", report.rates(rates, device), sep="\n")
-    print(f"In the end, {machine.disturbance(table[-1])}.")
-    if options.json:
-        harness.append_json(options.json, table)
+    print(f"In the end, {machine.disturbance({'cores_of_others': neighbors.cores()})}.")
     if options.plot:
         from omnitrunk.bench.roofline import draw
 
@@ -49,33 +57,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(case: Case, device: str, rates: Mapping[str, float], rounds: int) -> list[dict[str, object]]:
     """Rows of a case: one for each contender and direction."""
     rotation = _rotation(case, device)
-    turns = {name: stopwatch.contender(case, run, rotation, device) for name, run in case.contenders.items()}
-    samples = harness.interleave(turns, rounds)
-    for entry in (entry for entries in samples.values() for entry in entries if "backward" in entry):
+    timed = {name: stopwatch.contender(case, run, rotation, device) for name, run in case.contenders.items()}
+    samples = harness.interleave(timed, rounds, budget=BUDGET)
+    for parts in (parts for turns in samples.values() for parts in turns.values() if "backward" in parts):
         # An operation may do in one pass what another does in the other: only the sum compares them.
-        entry[BOTH] = entry["forward"] + entry["backward"]
-    rows = []
+        parts[BOTH] = parts["forward"] + parts["backward"]
+    rows, truth = [], definition(case, rotation[0])
     for name, run in case.contenders.items():
         shared = {"operation": case.operation, "shape": case.shape, "dtype": _dtype(rotation[0]), "contender": name}
-        shared |= {"error": error(case, run, rotation[0]), "peak_bytes": _peak(case, run, rotation[0], device)}
+        shared |= {"error": error(run, rotation[0], truth), "peak_bytes": _peak(case, run, rotation[0], device)}
         for direction in samples[name][0]:
-            values = [entry[direction] for entry in samples[name]]
-            ratios = harness.paired_ratios(values, [entry[direction] for entry in samples[OURS]])
-            row = shared | {"direction": direction, "rounds": len(values)} | harness.spread(values)
+            values = [parts[direction] for parts in samples[name].values()]
+            ratios = harness.paired_ratios(samples[name], samples[OURS], direction)
+            row = shared | {"direction": direction, "turns": len(values)} | harness.spread(values)
             row |= {f"ours_faster_{key}": value for key, value in harness.spread(ratios).items()}
             rows.append(row | _floor(case, direction, rates))
     return rows
 
 
-def error(case: Case, run: stopwatch.Run, arguments: tuple) -> float | None:
-    """Distance of a result from the definition in float64, relative to its norm."""
+@torch.no_grad()
+def definition(case: Case, arguments: tuple) -> torch.Tensor | None:
+    """The first result of a case's definition in float64; None where the case has none."""
     if case.definition is None:
         return None
-    with torch.no_grad():
-        wide = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments]
-        result, truth = run(*arguments), case.definition(*wide)
-        result, truth = (x if isinstance(x, torch.Tensor) else x[0] for x in (result, truth))
-        return ((result.double() - truth).norm() / truth.norm()).item()
+    wide = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments]
+    return _first(case.definition(*wide))
+
+
+@torch.no_grad()
+def error(run: stopwatch.Run, arguments: tuple, truth: torch.Tensor | None) -> float | None:
+    """Distance of a result from that of the definition, relative to the norm of the latter; None without one."""
+    if truth is None:
+        return None
+    return ((_first(run(*arguments)).double() - truth).norm() / truth.norm()).item()
+
+
+def _first(results: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    return results if isinstance(results, torch.Tensor) else results[0]
 
 
 def _rotation(case: Case, device: str) -> list[tuple]:
@@ -109,10 +127,10 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="omnitrunk bench kernels", description=__doc__)
     options.add_argument("--op", choices=CASES, nargs="+", metavar="OP", help=f"what to measure: {', '.join(CASES)}")
     options.add_argument("--quick", action="store_true", help="one small shape each, three rounds; under two minutes")
-    options.add_argument("--rounds", type=int, default=20, help="measured calls of each contender")
+    options.add_argument("--rounds", type=int, default=20, help="measured calls of each contender that is not slow")
     options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options.add_argument("--cpu", action="store_true", help="measure the CPU although there is a GPU")
-    options.add_argument("--json", type=Path, metavar="FILE", help="append the rows, one JSON object a line")
+    options.add_argument("--json", type=Path, metavar="FILE", help="keep the rows here, one JSON object a line")
     options.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the roofline (needs matplotlib)")
     return options
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from omnitrunk.bench.case import OURS
 
 Row = Mapping[str, object]
-HEAD = "operation | shape | dtype | pass | us [p10-p90] | floor us (wall) | of floor | GB/s | GFLOP/s | best peer"
-HEAD += " | peer us | ours faster [p10-p90] | error ours / peer | peak MB ours / peer"
+HEAD = "operation | shape | dtype | pass | turns ours / peer | us [p10-p90] | floor us (wall) | of floor | GB/s"
+HEAD += " | GFLOP/s | best peer | peer us | ours faster [p10-p90] | error ours / peer | peak MB ours / peer"
 
 
 def markdown(table: Sequence[Row]) -> str:
@@ -29,8 +29,8 @@ def pairs(table: Sequence[Row]) -> Iterator[tuple[Row, Row | None]]:
 
 
 def _line(ours: Row, peer: Row | None) -> list[str]:
-    seconds = ours["median"]
-    cells = [ours["operation"], ours["shape"], ours["dtype"], ours["direction"], _times(ours)]
+    seconds, turns = ours["median"], str(ours["turns"]) if peer is None else f"{ours['turns']} / {peer['turns']}"
+    cells = [ours["operation"], ours["shape"], ours["dtype"], ours["direction"], turns, _times(ours)]
     cells += [f"{1e6 * ours['floor']:.1f} ({ours['wall']})", f"{100 * ours['floor'] / seconds:.0f} %"]
     cells += [f"{ours['least_bytes'] / seconds / 1e9:.1f}", f"{ours['flop'] / seconds / 1e9:.1f}"]
     if peer is None:

@@ -18,6 +18,8 @@ from omnitrunk.bench.case import Case, Run
 
 SHORT = 200e-6
 REPLAYS = 20
+LONG = 0.1
+"""Seconds of a CPU's call from which on it does not matter that the cores wake up in its first milliseconds."""
 
 
 def tensors(output: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
@@ -50,14 +52,18 @@ def _directions(case: Case, run: Run, arguments: tuple) -> list[Tensor]:
 
 
 class _Cpu:
-    """Wall time; one call before each timed one wakes cores up that waited for their turn."""
+    """Wall time; one call before each timed one wakes cores up that waited for their turn, unless calls are long."""
 
     def __init__(self, run: Run, rotation: Sequence[tuple], grads: Sequence[Tensor]) -> None:
         self.run, self.rotation, self.grads, self.turns = run, rotation, grads, 0
+        self.settles = False  # the first turn is thrown away, and shows whether the next must settle
 
     def turn(self) -> dict[str, float]:
-        self._once()
-        return self._once()
+        if self.settles:
+            self._once()
+        parts = self._once()
+        self.settles = sum(parts.values()) < LONG
+        return parts
 
     def _once(self) -> dict[str, float]:
         arguments = self.rotation[self.turns % len(self.rotation)]
@@ -123,16 +129,21 @@ class _Repeated:
 
 def peak_bytes(run: Run, arguments: tuple, grads: Sequence[Tensor], device: str) -> int:
     """Most memory in use at once during a call, forward and backward, beyond what its inputs take."""
+    return peak(lambda: _both(run, arguments, grads), device)
+
+
+def peak(work: Callable[[], object], device: str) -> int:
+    """Most bytes in use at once during `work()`, beyond what was in use before."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        _both(run, arguments, grads)
+        work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or every profile announces itself on stderr
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        _both(run, arguments, grads)
+        work()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     used = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

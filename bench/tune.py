@@ -163,8 +163,7 @@ class Tuner:
         turns = {name: [self._turn(place, row, i) for i in numbers] for name, row in (("old", old), ("new", new))}
         contenders = {name: partial(_together, parts) for name, parts in turns.items()}
         samples = harness.interleave(contenders, ROUNDS)
-        seconds = {name: [entry["seconds"] for entry in rounds] for name, rounds in samples.items()}
-        return harness.spread(harness.paired_ratios(seconds["old"], seconds["new"]))["median"]
+        return harness.spread(harness.paired_ratios(samples["old"], samples["new"], "seconds"))["median"]
 
     def _turn(self, place: Place, row: Row, number: int) -> harness.Contender:
         case = self.cases[number]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from omnitrunk.engine.doctor_columns import aligned
 from omnitrunk.kernels import dispatch, peers
 
 
 def libraries() -> Iterator[str]:
     """Every library that can serve an operation: its version or how to get it, and when it would be used."""
     yield "libraries by others that can serve an operation on a GPU; none is needed"
-    for package in peers.KNOWN:
-        served = f"{package.serves}, on GPUs of compute capability {_gpus(package)}"
-        yield f"  {package.name:20} {_state(package)}; serves {served}"
+    yield from aligned([(package.name, f"{_state(package)}; serves {_served(package)}") for package in peers.KNOWN])
+
+
+def _served(package: peers.Package) -> str:
+    return f"{package.serves}, on GPUs of compute capability {_gpus(package)}"
 
 
 def _state(package: peers.Package) -> str:
@@ -34,11 +37,10 @@ def prospects() -> Iterator[str]:
     """What "auto" would ask, operation by operation, if this machine with its packages had a GPU."""
     yield "operations on cuda, if there were a GPU: the first backend that the GPU and the call allow"
     yield "  (unknown from here: the GPU's age, what the libraries accept on it, and what is fastest there)"
-    for operation in dispatch.OPERATIONS.values():
-        yield f"  {operation.name:20} {_prospect(operation)}"
+    yield from aligned([_prospect(operation) for operation in dispatch.OPERATIONS.values()])
 
 
-def _prospect(operation: dispatch.Operation) -> str:
+def _prospect(operation: dispatch.Operation) -> tuple[str, str, str]:
     possible, passed = [], []
     for backend in operation.candidates():
         against = backend.missing() if "cuda" in backend.devices else None
@@ -48,4 +50,4 @@ def _prospect(operation: dispatch.Operation) -> str:
             possible.append(backend)
     first, *others = possible
     rest = "".join(f", else {backend.name}" for backend in others)
-    return f"{first.name:10} {first.why}{rest}" + (f" ({'; '.join(passed)})" if passed else "")
+    return operation.name, first.name, f"{first.why}{rest}" + (f" ({'; '.join(passed)})" if passed else "")

@@ -13,7 +13,8 @@ Sources: grouping around centers, Qi et al. 2017 (PointNet++), section 3.2; Pang
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,56 +99,43 @@ def _refuses_on_cuda(points: Tensor, queries: Tensor, k: int, *_offsets: object)
     return refuses(points, queries)
 
 
-@OPERATION.backend(
+def _serving(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """A backend out of a launcher that takes contiguous points and queries."""
+
+    def run(points: Tensor, queries: Tensor, k: int, offsets: Tensor | None, query_offsets: Tensor | None) -> Any:
+        return launch(points.contiguous(), queries.contiguous(), k, offsets, query_offsets)
+
+    return run
+
+
+OPERATION.backend(
     "cuda",
     devices=("cuda",),
     why="a warp keeps the nearest of its query sorted in registers",
     missing=cuda.missing_reason,
     refuses=_refuses_on_cuda,
-)
-def _cuda(
-    points: Tensor, queries: Tensor, k: int, offsets: Tensor | None, query_offsets: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return cuda.cuda_nearest_neighbors(points.contiguous(), queries.contiguous(), k, offsets, query_offsets)
-
-
-@GROUP.backend(
+)(_serving(cuda.cuda_nearest_neighbors))
+GROUP.backend(
     "cuda",
     devices=("cuda",),
     why="writes groups as they are found",
     missing=cuda.missing_reason,
     refuses=_refuses_on_cuda,
-)
-def _group_cuda(
-    points: Tensor, centers: Tensor, k: int, offsets: Tensor | None, center_offsets: Tensor | None
-) -> Tensor:
-    return cuda.cuda_group_points(points.contiguous(), centers.contiguous(), k, offsets, center_offsets)
-
-
-@OPERATION.backend(
+)(_serving(cuda.cuda_group_points))
+OPERATION.backend(
     "cpu",
     devices=("cpu",),
     why="finds a bound for the distances first and sorts the few within",
     missing=native_points.missing_reason,
     refuses=refuses,
-)
-def _cpu(
-    points: Tensor, queries: Tensor, k: int, offsets: Tensor | None, query_offsets: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return native_points.native_nearest_neighbors(points.contiguous(), queries.contiguous(), k, offsets, query_offsets)
-
-
-@GROUP.backend(
+)(_serving(native_points.native_nearest_neighbors))
+GROUP.backend(
     "cpu",
     devices=("cpu",),
     why="writes groups as they are found",
     missing=native_points.missing_reason,
     refuses=refuses,
-)
-def _group_cpu(
-    points: Tensor, centers: Tensor, k: int, offsets: Tensor | None, center_offsets: Tensor | None
-) -> Tensor:
-    return native_points.native_group_points(points.contiguous(), centers.contiguous(), k, offsets, center_offsets)
+)(_serving(native_points.native_group_points))
 
 
 def knn(

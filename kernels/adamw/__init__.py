@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from omnitrunk.kernels import gpu, native
-from omnitrunk.kernels.adamw import peers
-from omnitrunk.kernels.adamw.rule import CLIP_EPS, Pathway, Rule, check, combined, materialize
+from omnitrunk.kernels.adamw import multi_tensor, peers
+from omnitrunk.kernels.adamw.rule import Pathway, Rule, check, clip_factor, combined, materialize
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
 
@@ -79,7 +79,7 @@ def reference(
     """The definition; see the module's text for the formulas. Gradients that follow from others are written out."""
     grads = materialize(params, grads, pathways)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads]))
-    finite, clip, (beta1, beta2) = norm.isfinite(), _clip_factor(norm, rule.max_norm), rule.betas
+    finite, clip, (beta1, beta2) = norm.isfinite(), clip_factor(norm, rule.max_norm), rule.betas
     step.add_(finite)
     correction1, correction2 = (1 - beta ** step.double() for beta in rule.betas)
     for i, (param, grad, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
@@ -107,12 +107,6 @@ def _write(updates: Sequence[tuple[Tensor, Tensor]], finite: Tensor) -> None:
         old.copy_(torch.where(finite, new.to(old.dtype), old))
 
 
-def _clip_factor(norm: Tensor, max_norm: float | None) -> Tensor:
-    if max_norm is None:
-        return torch.ones_like(norm)
-    return (max_norm / (norm + CLIP_EPS)).clamp(max=1.0)
-
-
 def _refuses(
     *lists_step_rule: Any, casts: Sequence[Tensor | None] = (), pathways: Sequence[Pathway] = ()
 ) -> str | None:
@@ -128,12 +122,6 @@ def _refuses(
 
 def _plain_only(*lists_step_rule: Any, **extras: Any) -> str | None:
     return "knows neither casts nor pathways" if extras else _refuses(*lists_step_rule)
-
-
-def _triton_refuses(*lists_step_rule: Any, **extras: Any) -> str | None:
-    from omnitrunk.kernels.adamw import triton_update
-
-    return triton_update.refuses(*lists_step_rule, **extras)
 
 
 def _triton_refuses(*lists_step_rule: Any, **extras: Any) -> str | None:
@@ -168,53 +156,10 @@ def _cpu(*lists_step_rule: Any, **extras: Any) -> tuple[Tensor, Tensor]:
     return cpu.adamw(*lists_step_rule, **extras)
 
 
-@OPERATION.backend("torch", devices=("cpu", "cuda"), why="torch's fused multi-tensor update", refuses=_plain_only)
-def _torch(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    emas: Sequence[Tensor],
-    step: Tensor,
-    rule: Rule,
-) -> tuple[Tensor, Tensor]:
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    finite = norm.isfinite()
-    step.add_(finite)
-    if rule.max_norm is not None:
-        # A copy: the fused update could scale by itself, but writes the scaled gradients back.
-        grads = torch._foreach_mul(grads, _clip_factor(norm, rule.max_norm))
-    skip, updates = finite.logical_not().float(), step.float()
-    for (lr, weight_decay), members in _by_factors(rule).items():
-        torch._fused_adamw_(
-            *([tensors[i] for i in members] for tensors in (params, grads, exp_avgs, exp_avg_sqs)),
-            max_exp_avg_sqs=[],
-            state_steps=[updates] * len(members),
-            lr=lr,
-            beta1=rule.betas[0],
-            beta2=rule.betas[1],
-            weight_decay=weight_decay,
-            eps=rule.eps,
-            amsgrad=False,
-            maximize=False,
-            found_inf=skip,
-        )
-    if emas:
-        change = torch._foreach_sub(params, emas)
-        torch._foreach_mul_(change, (1 - rule.ema_decay) * finite.float())
-        torch._foreach_add_(emas, change)
-    return norm, finite.logical_not()
-
-
+OPERATION.backend("torch", devices=("cpu", "cuda"), why="torch's fused multi-tensor update", refuses=_plain_only)(
+    multi_tensor.adamw
+)
 peers.register(OPERATION)
-
-
-def _by_factors(rule: Rule) -> dict[tuple[float | Tensor, float], list[int]]:
-    """Numbers of the tensors that share a learning rate and a weight decay."""
-    groups: dict[tuple[float, float], list[int]] = {}
-    for i, factors in enumerate(zip(rule.lr_scales, rule.weight_decays, strict=True)):
-        groups.setdefault(factors, []).append(i)
-    return {(rule.lr * scale, weight_decay): members for (scale, weight_decay), members in groups.items()}
 
 
 @torch.no_grad()

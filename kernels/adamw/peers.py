@@ -8,16 +8,14 @@ operation keeps its promises: nothing changes where the norm is not finite, grad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from omnitrunk.kernels import peers
+from omnitrunk.kernels.adamw.multi_tensor import average_, by_factors, count_step_
+from omnitrunk.kernels.adamw.rule import Rule, clip_factor
 from omnitrunk.kernels.dispatch import Operation
-
-if TYPE_CHECKING:
-    from omnitrunk.kernels.adamw import Rule
 
 
 def register(operation: Operation) -> None:
@@ -42,22 +40,15 @@ def _apex(
     step: Tensor,
     rule: Rule,
 ) -> tuple[Tensor, Tensor]:
-    from omnitrunk.kernels.adamw import _by_factors, _clip_factor
-
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    finite = norm.isfinite()
-    step.add_(finite)
-    scaled = torch._foreach_mul(grads, _clip_factor(norm, rule.max_norm))
-    for (lr, weight_decay), members in _by_factors(rule).items():
+    norm, finite = count_step_(step, grads)
+    scaled = torch._foreach_mul(grads, clip_factor(norm, rule.max_norm))
+    for (lr, weight_decay), members in by_factors(rule).items():
         # An empty tensor at the end of its lists makes apex forget to launch for those before it.
         filled = [i for i in members if params[i].numel()]
         lists = [[tensors[i] for i in filled] for tensors in (scaled, params, exp_avgs, exp_avg_sqs)]
         if filled:
             _update(lists, finite, step, lr, weight_decay, rule)
-    if emas:
-        change = torch._foreach_sub(params, emas)
-        torch._foreach_mul_(change, (1 - rule.ema_decay) * finite.float())
-        torch._foreach_add_(emas, change)
+    average_(emas, params, rule, finite)
     return norm, finite.logical_not()
 
 

@@ -11,6 +11,13 @@ from torch import Tensor
 CLIP_EPS = 1e-6
 
 
+def clip_factor(norm: Tensor, max_norm: float | None) -> Tensor:
+    """What gradients of this norm are multiplied by; 1 without a `max_norm`."""
+    if max_norm is None:
+        return torch.ones_like(norm)
+    return (max_norm / (norm + CLIP_EPS)).clamp(max=1.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """The numbers of an update: learning rate, a factor on it and a weight decay of each tensor, and what all share."""

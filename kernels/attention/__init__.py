@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from omnitrunk.kernels import gpu, native
 from omnitrunk.kernels.attention import peers
-from omnitrunk.kernels.attention.ragged import as_batch, serving
+from omnitrunk.kernels.attention.ragged import by_length, serving
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
 
@@ -79,7 +79,7 @@ class _Attention(torch.autograd.Function):
         return *native.attention_backward(q, k, v, grad, ctx.scale), None
 
 
-OPERATION = Operation("attention", serving(_dense_reference, _dense_reference))
+OPERATION = Operation("attention", serving(_dense_reference, by_length(_dense_reference, _dense_reference)))
 
 
 def _triton_refuses(
@@ -115,23 +115,10 @@ def _triton_refuses(
     missing=gpu.missing,
     refuses=_triton_refuses,
 )
-def _triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    cu_seqlens_q: Tensor | None = None,
-    cu_seqlens_k: Tensor | None = None,
-    max_seqlen_q: int = 0,
-    max_seqlen_k: int = 0,
-) -> Tensor:
+def _triton(*call: Any) -> Tensor:
     from omnitrunk.kernels.attention import triton_attention
 
-    if cu_seqlens_q is not None:
-        batch = as_batch(q, k, v, len(cu_seqlens_q) - 1, max_seqlen_q, max_seqlen_k)
-        if batch is not None:
-            return triton_attention.attention(*batch, scale).flatten(0, 1)
-    return triton_attention.attention(q, k, v, scale, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    return serving(triton_attention.attention, triton_attention.attention)(*call)
 
 
 def _missing() -> str | None:
@@ -158,10 +145,10 @@ OPERATION.backend(
     why="keeps the scores of a head in the cache",
     missing=_missing,
     refuses=_refuses,
-)(serving(_dense_native, _dense_reference))
+)(serving(_dense_native, by_length(_dense_native, _dense_reference)))
 peers.register(OPERATION)
 OPERATION.backend("sdpa", devices=("cpu", "cuda"), why="torch's fused attention")(
-    serving(_dense_sdpa, _dense_reference)
+    serving(_dense_sdpa, by_length(_dense_sdpa, _dense_reference))
 )
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from omnitrunk.kernels.gather_tokens import gather_tokens
 
 Dense = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Ragged = Callable[[Tensor, Tensor, Tensor, float, Tensor, Tensor, int, int], Tensor]
 
 
-def serving(dense: Dense, without_keys: Dense) -> Callable[..., Tensor]:
-    """Lets a function on sequences of one length serve ragged ones; `without_keys` serves those that have none."""
+def serving(dense: Dense, ragged: Ragged) -> Callable[..., Tensor]:
+    """The operation out of `dense`, for sequences that are all of one length, and `ragged` for all others."""
 
     def run(
         q: Tensor,
@@ -31,6 +32,17 @@ def serving(dense: Dense, without_keys: Dense) -> Callable[..., Tensor]:
         batch = as_batch(q, k, v, len(cu_seqlens_q) - 1, max_seqlen_q, max_seqlen_k)
         if batch is not None:
             return dense(*batch, scale).flatten(0, 1)
+        return ragged(q, k, v, scale, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+
+    return run
+
+
+def by_length(dense: Dense, without_keys: Dense) -> Ragged:
+    """Ragged sequences through a function on sequences of one length; `without_keys` serves those that have none."""
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *_longest: int
+    ) -> Tensor:
         return _by_length(dense, without_keys, q, k, v, scale, cu_seqlens_q, cu_seqlens_k)
 
     return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from omnitrunk.kernels import gpu
 from omnitrunk.kernels.library import operator
-from omnitrunk.kernels.masked_patch_loss.triton_pixels import patch_start
+from omnitrunk.kernels.patches.triton_gather import patch_origin
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -18,7 +20,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def class_kernel(
     pred, target, index, weight, gradient, partial,
     patches, classes, total, image_stride, row_stride, pixel_stride, smoothing, ignored,
-    CELLS: tl.constexpr, ACROSS: tl.constexpr, PATCH: tl.constexpr, IS_SMOOTH: tl.constexpr, HAS_GRADIENT: tl.constexpr,
+    GRID: tl.constexpr, PATCH: tl.constexpr, IS_SMOOTH: tl.constexpr, HAS_GRADIENT: tl.constexpr,
     IS_DEFERRED: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
@@ -28,8 +30,8 @@ def class_kernel(
     inside = in_patch[:, None] & (column < classes)[None, :]
     place = pixel.to(tl.int64)[:, None] * classes + column[None, :]
     logits = tl.load(pred + place, mask=inside, other=-float("inf")).to(tl.float32)
-    start, exists = patch_start(
-        index, patch, patches, total, image_stride, row_stride, pixel_stride, CELLS, ACROSS, PATCH
+    start, _, exists = patch_origin(
+        index, patch, patches, total, image_stride, 0, row_stride, pixel_stride, (1, PATCH, PATCH), GRID
     )
     offset = within // PATCH * row_stride + within % PATCH * pixel_stride
     label = tl.load(target + start + offset, mask=in_patch & exists, other=0)
@@ -67,8 +69,7 @@ def class_loss(
     patches, values = pred.shape
     classes = values // (patch * patch)
     images, height, width = target.shape
-    across = width // patch
-    cells = height // patch * across
+    grid = (1, height // patch, width // patch)
     settings = gpu.settings("masked_patch_loss", "class", classes)
     programs = triton.cdiv(patches * patch * patch, settings["PIXELS"])
     gradient = gpu.new((patches if differentiate else 0, values), pred.dtype, pred.device)
@@ -76,8 +77,8 @@ def class_loss(
     gpu.launch(
         class_kernel, (programs,),
         pred, target, index, weight, gradient, partial,
-        patches, classes, images * cells, *target.stride(), label_smoothing, ignore_index,
-        CELLS=cells, ACROSS=across, PATCH=patch, IS_SMOOTH=label_smoothing != 0, HAS_GRADIENT=differentiate,
+        patches, classes, images * math.prod(grid), *target.stride(), label_smoothing, ignore_index,
+        GRID=grid, PATCH=patch, IS_SMOOTH=label_smoothing != 0, HAS_GRADIENT=differentiate,
         IS_DEFERRED=deferred, WIDTH=gpu.next_power_of_2(classes), **settings,
     )  # fmt: skip
     return partial.sum(), gradient

@@ -7,7 +7,7 @@ these factors are left to the backward pass, which multiplies by all of them at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from omnitrunk.kernels.library import operator
 from omnitrunk.kernels.masked_patch_loss import SPENT, STANDARDIZE_EPS
 from omnitrunk.kernels.masked_patch_loss.triton_classes import class_loss
 from omnitrunk.kernels.masked_patch_loss.triton_pixels import pixel_loss
+from omnitrunk.kernels.patches import affine, channel_statistics
 
 
 @triton.jit
@@ -79,22 +80,12 @@ def evaluate(
         return class_loss(
             pred, target, index, weight, patch, label_smoothing, ignore_index, differentiate, deferred
         )  # fmt: skip
-    scale, shift = _scale_and_shift(target, mean, std)
+    # Pixels that are floating come normalized.
+    scale, shift = ([], []) if target.is_floating_point() else affine(*channel_statistics(target, mean, std))
     return pixel_loss(
         pred, target, index, weight, patch, loss == "l1", standardize, STANDARDIZE_EPS, scale, shift,
         differentiate, deferred,
     )  # fmt: skip
-
-
-def _scale_and_shift(
-    target: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[list[float], list[float]]:
-    """(x / 255 - mean) / std as x * scale + shift, one value per channel; empty for pixels that are floating."""
-    if target.is_floating_point():
-        return [], []
-    channels = target.shape[3]
-    mean, std = mean or [0.0] * channels, std or [1.0] * channels
-    return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
 def masked_patch_loss(pred: Tensor, target: Tensor, index: Tensor, weight: Tensor, *options: Any) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -9,28 +11,14 @@ from torch import Tensor
 
 from omnitrunk.kernels import gpu
 from omnitrunk.kernels.library import operator
-
-
-@triton.jit
-def patch_start(
-    index, patch, patches, total, image_stride, row_stride, pixel_stride,
-    CELLS: tl.constexpr, ACROSS: tl.constexpr, PATCH: tl.constexpr,
-):  # fmt: skip
-    """Where the patches index[patch] begin, int64, and whether there are such patches among all `total`."""
-    number = tl.load(index + patch, mask=patch < patches, other=0)
-    exists = (number >= 0) & (number < total)
-    # Divisions in 32 bits and by constants, because others would take longer than the arithmetic of a patch.
-    number = number.to(tl.int32)
-    cell = number % CELLS
-    inside = (cell // ACROSS) * (PATCH * row_stride) + (cell % ACROSS) * (PATCH * pixel_stride)
-    return (number // CELLS).to(tl.int64) * image_stride + inside, exists
+from omnitrunk.kernels.patches.triton_gather import patch_origin
 
 
 @triton.jit
 def pixel_kernel(
     pred, target, index, weight, gradient, partial,
     patches, total, image_stride, row_stride, pixel_stride, channel_stride, eps,
-    CELLS: tl.constexpr, ACROSS: tl.constexpr, PATCH: tl.constexpr, CHANNELS: tl.constexpr, IS_DENSE: tl.constexpr,
+    GRID: tl.constexpr, PATCH: tl.constexpr, CHANNELS: tl.constexpr, IS_DENSE: tl.constexpr,
     SCALE: tl.constexpr, SHIFT: tl.constexpr,
     IS_ABSOLUTE: tl.constexpr, STANDARDIZE: tl.constexpr, HAS_GRADIENT: tl.constexpr, IS_DEFERRED: tl.constexpr,
     PATCHES: tl.constexpr, WIDTH: tl.constexpr,
@@ -42,8 +30,8 @@ def pixel_kernel(
     inside = (patch < patches)[:, None] & (column < VALUES)[None, :]
     place = patch.to(tl.int64)[:, None] * VALUES + column[None, :]
     predicted = tl.load(pred + place, mask=inside, other=0.0).to(tl.float32)
-    start, exists = patch_start(
-        index, patch, patches, total, image_stride, row_stride, pixel_stride, CELLS, ACROSS, PATCH
+    start, _, exists = patch_origin(
+        index, patch, patches, total, image_stride, 0, row_stride, pixel_stride, (1, PATCH, PATCH), GRID
     )
     if IS_DENSE:
         # The pixels of a row of the patch are neighbours in memory, which is what makes wide accesses possible.
@@ -98,8 +86,7 @@ def pixel_loss(
     """
     patches, values = pred.shape
     images, height, width, channels = target.shape
-    across = width // patch
-    cells = height // patch * across
+    grid = (1, height // patch, width // patch)
     settings = gpu.settings("masked_patch_loss", "pixel", values)
     programs = triton.cdiv(patches, settings["PATCHES"])
     gradient = gpu.new((patches if differentiate else 0, values), pred.dtype, pred.device)
@@ -108,8 +95,8 @@ def pixel_loss(
     gpu.launch(
         pixel_kernel, (programs,),
         pred, target, index, weight, gradient, partial,
-        patches, images * cells, *target.stride(), eps,
-        CELLS=cells, ACROSS=across, PATCH=patch, CHANNELS=channels, IS_DENSE=dense,
+        patches, images * math.prod(grid), *target.stride(), eps,
+        GRID=grid, PATCH=patch, CHANNELS=channels, IS_DENSE=dense,
         SCALE=tuple(scale), SHIFT=tuple(shift),
         IS_ABSOLUTE=absolute, STANDARDIZE=standardize, HAS_GRADIENT=differentiate, IS_DEFERRED=deferred,
         WIDTH=gpu.next_power_of_2(values), **settings,

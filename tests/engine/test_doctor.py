@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
 from omnitrunk.engine import doctor, doctor_peers
+from omnitrunk.engine.doctor_columns import aligned
 from omnitrunk.kernels import dispatch, peers
 from omnitrunk.kernels.attention import OPERATION as ATTENTION
 from omnitrunk.kernels.dispatch import Operation
@@ -29,8 +31,8 @@ def operation(monkeypatch):
 def test_without_a_gpu_the_doctor_says_what_one_would_run(operation, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     text = doctor.report()
-    line = "own        why own, else library, else reference (not lost: lost is not installed: pip install lost)"
-    assert f"  example              {line}\n" in text
+    line = "own  why own, else library, else reference (not lost: lost is not installed: pip install lost)"
+    assert f"  example  {line}\n" in text
     assert "unknown from here: the GPU's age" in text
 
 
@@ -40,7 +42,8 @@ def test_with_a_gpu_the_doctor_says_what_it_runs(operation, monkeypatch):
     monkeypatch.setattr(doctor, "libraries", list)
     operation.backends["own"] = dataclasses.replace(operation.backends["own"], missing=lambda: None)
     text = doctor.report()
-    assert "operations on cuda\n  example              own        why own (not lost: lost is not installed" in text
+    assert "serves it and why; reference is the plain PyTorch\n  example  own  why own (not lost: lost is not" in text
+    assert "operations on cuda" in text and "runs on cuda, not on cpu" not in text
     assert "if there were a GPU" not in text
 
 
@@ -57,7 +60,7 @@ def test_every_library_is_listed_with_its_state(monkeypatch):
     monkeypatch.setattr(peers, "absent", lambda package: states.get(package.distribution))
     monkeypatch.setattr(peers, "missing", lambda package: "needs something" if package.newest else None)
     monkeypatch.setattr(peers, "version", lambda distribution: "1.2" if distribution == "flash-attn-4" else None)
-    lines = {line[2:22].strip(): line[23:] for line in list(doctor_peers.libraries())[1:]}
+    lines = dict(re.split("  +", line.strip(), maxsplit=1) for line in list(doctor_peers.libraries())[1:])
     assert list(lines) == [package.name for package in peers.KNOWN]
     assert lines["flash_attn 4"].startswith("flash-attn-4 1.2, not used here: needs something; serves attention")
     assert lines["flash_attn 4"].endswith("on GPUs of compute capability 9.x to 11.x")
@@ -65,6 +68,11 @@ def test_every_library_is_listed_with_its_state(monkeypatch):
     assert lines["xformers"].startswith("xformers is not installed: pip install omnitrunk[xformers]; serves attention")
     assert lines["apex (adam)"].startswith("apex of unknown version; serves adamw_")
     assert lines["varlen"].endswith("8.0 or newer")
+
+
+def test_columns_are_as_wide_as_their_longest_text():
+    rows = [("a", "long text", "b"), ("longer", "c", "d e")]
+    assert list(aligned(rows)) == ["  a       long text  b", "  longer  c          d e"]
 
 
 def test_every_library_serves_an_operation():
