@@ -16,6 +16,7 @@ from omnitrunk.engine.estimate import Estimate, estimate, size_text
 from omnitrunk.engine.evaluate import check_evaluation
 from omnitrunk.engine.hardware import GPUS, Gpu
 from omnitrunk.engine.overview import model_line
+from omnitrunk.engine.plans import check_pairs
 from omnitrunk.models import build_model
 
 ASSUMED_UTILIZATION = 0.4
@@ -34,6 +35,7 @@ def check(config: RunConfig, *, gpus: int = 1, gpu: str | None = None) -> str:
             f"data.batch = {config.data.batch} does not divide into {gpus} GPUs x optimizer.accumulate = "
             f"{config.optimizer.accumulate}; use a multiple of {max(parts, 1)}"
         )
+    check_pairs(config.model, config.data.batch, parts)
     needs = estimate(config, build_model(config.model, config.run.seed), processes=gpus)
     lines = [f"warning: {warning}" for warning in without_effect(config)]
     lines.append(model_line(config, needs.parameters))

@@ -12,6 +12,10 @@ from pathlib import Path
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 """Exit codes, besides 75: stopped by a signal after a checkpoint."""
 
+_SYSTEMS = "multimae, mae, videomae, audiomae, pointmae, classifier, point_classifier, part_segmenter or m2pt"
+_ALLOWED = "keys that may be left over or missing, such as 'head.*'"
+_AVERAGED = "of a run: the trained weights or their average (default: the average where there is one)"
+
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
@@ -67,6 +71,31 @@ def _show(options: argparse.Namespace, overrides: list[str]) -> int:
     return DONE
 
 
+def _convert(options: argparse.Namespace, overrides: list[str]) -> int:
+    from omnitrunk.engine.convert import Request, convert
+
+    request = Request(
+        system=options.system,
+        source=options.source,
+        output=options.output,
+        target=options.to,
+        recipe=options.config,
+        overrides=tuple(overrides),
+        allow=tuple(options.allow),
+        weights=options.weights,
+        report=options.report,
+    )
+    print(convert(request))
+    return DONE
+
+
+def _merge(options: argparse.Namespace, _overrides: list[str]) -> int:
+    from omnitrunk.engine.merge import merge
+
+    print(merge(options.source, options.output, options.weights))
+    return DONE
+
+
 def _world(options: argparse.Namespace, _overrides: list[str]) -> int:
     from omnitrunk.engine.world import write_world
 
@@ -104,12 +133,31 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = _add(commands, "train", _train, "train a run, or resume it", overrides=True)
     train.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file; configs/ has one per recipe")
-    evaluate = _add(commands, "eval", _eval, "k-NN accuracy against a random encoder and raw pixels", overrides=True)
+    evaluate = _add(
+        commands,
+        "eval",
+        _eval,
+        "k-NN against a random encoder and raw input, accuracy of a classifier, or IoU of parts",
+        overrides=True,
+    )
     evaluate.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
     show = _add(commands, "show", _show, "draw input | masked | prediction | target", overrides=True)
     show.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
     show.add_argument("-o", "--output", type=Path, required=True, metavar="F.png", help="picture to write")
     show.add_argument("--samples", type=int, default=6, metavar="N", help="rows of the sheet (default 6)")
+    convert = _add(commands, "convert", _convert, "weights of releases and of timm to ours, and back", overrides=True)
+    convert.add_argument("system", metavar="SYSTEM", help=_SYSTEMS)
+    convert.add_argument("source", type=Path, metavar="IN", help="file; to the outside, also a run or a checkpoint")
+    convert.add_argument("output", type=Path, metavar="OUT", help="file to write: .safetensors, .pth or .pt")
+    convert.add_argument("--to", choices=("omnitrunk", "official", "timm"), default="omnitrunk", help="names to write")
+    convert.add_argument("--config", type=Path, metavar="TOML", help="recipe whose sizes apply (default: the run's)")
+    convert.add_argument("--allow", nargs="+", action="extend", default=[], metavar="PATTERN", help=_ALLOWED)
+    convert.add_argument("--report", type=Path, metavar="F.json", help="write what became of every key")
+    merge = _add(commands, "merge", _merge, "fold joined layers into a plain model with the same outputs")
+    merge.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
+    merge.add_argument("-o", "--output", type=Path, required=True, metavar="F.safetensors", help="file to write")
+    for command in (convert, merge):
+        command.add_argument("--weights", choices=("auto", "model", "ema"), default="auto", help=_AVERAGED)
     world = _add(commands, "world", _world, "write the embedded data set as ordinary files")
     world.add_argument("folder", type=Path, metavar="OUT", help="folder to write, new or empty")
     world.add_argument("--scenes", type=int, default=2000, metavar="N", help="scenes over all splits (default 2000)")
@@ -120,7 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--gpu", metavar="KIND", help="predict the speed on this kind, for example h200")
     bench = _add(commands, "bench", _bench, "measure against peers and physics; kernels --help lists the options")
     bench.add_argument(
-        "what", choices=("kernels", "step", "gpu", "tune"), help="operations, a step, all GPU checks, settings"
+        "what",
+        choices=("kernels", "step", "pathways", "pathway_step", "gpu", "tune"),
+        help="operations, a step, the M2PT experiment, what joining costs a step, all GPU checks, launch settings",
     )
     bench.set_defaults(takes_overrides=True)
     _add(commands, "doctor", _doctor, "what is installed, and which backend every operation will use")

@@ -1,4 +1,4 @@
-"""Point clouds drawn as pictures, and what a model makes of the groups that it does not see."""
+"""Point clouds drawn as pictures: what a model makes of the groups that it does not see, or of the parts of shapes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnitrunk.engine.colors import scale_colors
+from omnitrunk.engine.colors import class_colors, scale_colors
 from omnitrunk.engine.sheet import TILE, Panel
 
 SIZE = TILE
@@ -37,10 +37,25 @@ def cloud_panel(name: str, sample: Mapping[str, Tensor], found: Tensor, mask: Te
     return Panel(name=name, pictures={column: np.stack(images) for column, images in pictures.items()})
 
 
-def draw_cloud(points: Tensor) -> np.ndarray:
+def parts_panel(points: Tensor, found: Tensor, truth: Tensor, first: Tensor) -> Panel:
+    """The panel of clouds (B, N, 3) with parts int64 (B, N), by answer and by truth; `first` (B,) starts each class's.
+
+    Parts are colored by their number within the class, from 1.
+    """
+    clouds, pictures, numbers = points.cpu(), {"input": [draw_cloud(cloud) for cloud in points.cpu()]}, []
+    for caption, parts in (("prediction", found), ("target", truth)):
+        numbers.append((parts - first[:, None]).cpu().clamp(min=-1) + 1)  # 0, grey, is a part of another class
+        colors = class_colors(int(numbers[-1].max()) + 1)[numbers[-1]]
+        pictures[caption] = [draw_cloud(*pair) for pair in zip(clouds, colors, strict=True)]
+    classes = tuple(torch.cat(numbers).unique().tolist())
+    return Panel(name="parts", pictures={name: np.stack(images) for name, images in pictures.items()}, classes=classes)
+
+
+def draw_cloud(points: Tensor, colors: np.ndarray | None = None) -> np.ndarray:
     """Points (..., 3) in the unit ball as a picture uint8 (SIZE, SIZE, 3), seen from the side and a little from above.
 
-    Near points cover far ones; what lies outside of the picture is not drawn.
+    Near points cover far ones; what lies outside of the picture is not drawn. Without `colors` uint8 (points, 3) color
+    is height.
     """
     x, y, z = points.reshape(-1, 3).double().numpy().T
     right = np.cos(TURN) * x - np.sin(TURN) * z
@@ -48,7 +63,8 @@ def draw_cloud(points: Tensor) -> np.ndarray:
     up, near = np.cos(TILT) * y - np.sin(TILT) * depth, np.sin(TILT) * y + np.cos(TILT) * depth
     columns, rows = (np.rint((side / EXTENT + 1) / 2 * (SIZE - DOT)).astype(int) for side in (right, -up))
     inside = (columns >= 0) & (columns <= SIZE - DOT) & (rows >= 0) & (rows <= SIZE - DOT)
-    picture, colors = np.full((SIZE, SIZE, 3), PAPER, dtype=np.uint8), scale_colors((y + 1) / 2)
+    picture = np.full((SIZE, SIZE, 3), PAPER, dtype=np.uint8)
+    colors = scale_colors((y + 1) / 2) if colors is None else colors
     for point in np.argsort(near[inside], kind="stable"):
         row, column = rows[inside][point], columns[inside][point]
         picture[row : row + DOT, column : column + DOT] = colors[inside][point]

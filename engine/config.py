@@ -24,7 +24,7 @@ from omnitrunk.engine.evaluate import EvaluateConfig
 from omnitrunk.engine.log import LogConfig
 from omnitrunk.engine.optimizer import OptimizerConfig
 from omnitrunk.engine.pathways import PathwaySection
-from omnitrunk.models import ClassifierConfig, MultiMAEConfig, find_system
+from omnitrunk.models import MultiMAEConfig, find_system
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.modality import find_modality
 
@@ -80,14 +80,17 @@ class RunConfig:
                 f"data.size = {self.data.size} gives square pictures, but model.image_size = {self.model.image_size}: "
                 "set both to the same number"
             )
-        described = self.model.encoder_config if isinstance(self.model, ClassifierConfig) else self.model
+        described = getattr(self.model, "encoder_config", self.model)
         for modality, name in (("video", "frames"), ("audio", "sample_rate"), ("points", "points")):
             if modality in self.model.reads and getattr(self.data, name) != getattr(described, name):
                 raise ValueError(
                     f"data.{name} = {getattr(self.data, name)}, but the model's {name} = {getattr(described, name)}: "
                     "set both to the same number"
                 )
-        if self.log.images_every and described is not self.model and not self.pathway.auxiliaries:
+        parts = getattr(self.model, "parts", 0)
+        if self.data.parts != parts:
+            raise ValueError(f"data.parts = {self.data.parts}, but the model knows {parts} parts: set it to {parts}")
+        if self.log.images_every and described is not self.model and not parts and not self.pathway.auxiliaries:
             raise ValueError(
                 f"log.images_every = {self.log.images_every}: a classifier without pathways has nothing to draw; "
                 "set it to 0"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omnitrunk.engine.config import RunConfig
-from omnitrunk.models import MultiMAEConfig
+from omnitrunk.models import MultiMAEConfig, PartSegmenterConfig
 
 
 def describe(root: str) -> dict[str, Any]:
@@ -23,6 +23,8 @@ def describe(root: str) -> dict[str, Any]:
 
 def check_description(config: RunConfig) -> None:
     """ValueError where the data set says that it does not fit the model."""
+    if isinstance(config.model, PartSegmenterConfig):
+        return _check_parts(config.data.root, config.model)
     if not isinstance(config.model, MultiMAEConfig):
         return
     classes = describe(config.data.root).get("semseg_classes")
@@ -31,3 +33,9 @@ def check_description(config: RunConfig) -> None:
             f"{config.data.root} has class ids up to {classes - 1}: set model.semseg_classes = {classes}, "
             f"not {config.model.semseg_classes}"
         )
+
+
+def _check_parts(root: str, model: PartSegmenterConfig) -> None:
+    parts = describe(root).get("parts", {})
+    if parts and (counts := tuple(len(parts[name]) for name in sorted(parts))) != model.part_counts:
+        raise ValueError(f"the classes of {root} have other parts: set model.part_counts = {list(counts)}")

@@ -68,11 +68,11 @@ def activation_values(config: MultiMAEConfig | AutoencoderConfig | ClassifierCon
     """Numbers that a forward pass keeps for the backward pass, per sample."""
     if isinstance(config, MultiMAEConfig):
         return _multimae_values(config, plan)
-    shape = config.encoder_config if isinstance(config, ClassifierConfig) else config
+    shape = getattr(config, "encoder_config", config)
     kept = shape.depth * (config.keep + shape.class_token) * shape.width
     if isinstance(config, AutoencoderConfig):
         kept += config.decoder_depth * (config.total_tokens + config.class_token) * config.decoder_width
-    return kept * (VECTORS + 2 * shape.mlp_ratio)
+    return kept * (VECTORS + 2 * shape.mlp_ratio) + getattr(config, "head_values", 0)
 
 
 def _multimae_values(config: MultiMAEConfig, plan: MaskPlan) -> float:

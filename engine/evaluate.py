@@ -2,7 +2,7 @@
 
 Of a pre-trained encoder: do samples of one class lie together in its features? Nothing is trained for it; the same
 encoder at its random start and the raw input are compared, so that a score says how much of it was learned. Of a
-classifier: how often its first answer is right.
+classifier: how often its first answer is right. Of a segmenter: how far the parts that it finds cover the true ones.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from omnitrunk.engine import durable
 from omnitrunk.engine.data import Batch, DataConfig, evaluation_batches, open_index
 from omnitrunk.engine.knn import knn_accuracy
+from omnitrunk.engine.segmentation import shape_scores, summary
 from omnitrunk.engine.step import autocast
-from omnitrunk.models import Classifier, build_model
+from omnitrunk.models import Classifier, PartSegmenter, PointClassifier, build_model
 
 if TYPE_CHECKING:
     from omnitrunk.engine.config import RunConfig
@@ -28,11 +29,21 @@ if TYPE_CHECKING:
 BATCH = 64
 """Samples encoded at a time; without masking a batch takes several times the memory of training."""
 FILE = "evaluation.json"
+CLASSIFIERS = (Classifier, PointClassifier)
+NAMES = {
+    "trained": "trained encoder",
+    "random": "the same, untrained",
+    "raw": "raw input",
+    "top1": "first answer",
+    "instance_miou": "mean over shapes",
+    "class_miou": "mean over classes",
+}
+"""What scores are called in the table; those of single classes have the names of the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """The k-nearest-neighbor probe of an encoder, or the accuracy of a classifier."""
+    """The k-nearest-neighbor probe of an encoder, the accuracy of a classifier, or the mean IoU of a segmenter."""
 
     every: int = 0
     """Steps between evaluations of the model, and a full one at the end; 0 never evaluates."""
@@ -83,10 +94,15 @@ def probe(config: RunConfig, spaces: dict[str, Features], device: torch.device) 
 
 
 def evaluate(config: RunConfig, model: nn.Module, device: torch.device) -> dict[str, float]:
-    """Scores by name: "trained", "random" (the same encoder at its start) and "raw"; of a classifier "top1"."""
+    """Scores by name: "trained", "random" (the same encoder at its start) and "raw".
+
+    Of a classifier it is "top1"; of a segmenter "instance_miou", "class_miou" and "miou/CLASS" of every class.
+    """
     modality, precision = _modality(config), config.run.precision
-    if isinstance(model, Classifier):
+    if isinstance(model, CLASSIFIERS):
         return {"top1": accuracy(config, model, device)}
+    if isinstance(model, PartSegmenter):
+        return part_scores(config, model, device)
     untrained = build_model(config.model, config.run.seed).to(device)
     spaces = {
         "trained": model_features(model, modality, device, precision),
@@ -97,14 +113,21 @@ def evaluate(config: RunConfig, model: nn.Module, device: torch.device) -> dict[
 
 
 def evaluate_briefly(config: RunConfig, model: nn.Module, device: torch.device) -> dict[str, float]:
-    """What is logged while a run goes on: "knn" of the trained encoder, or "top1"."""
-    if isinstance(model, Classifier):
-        return evaluate(config, model, device)
+    """What is logged while a run goes on: "knn" of the trained encoder, "top1", or both means of a segmenter."""
+    if isinstance(model, (*CLASSIFIERS, PartSegmenter)):
+        return briefly(evaluate(config, model, device))
     features = model_features(model, _modality(config), device, config.run.precision)
     return {"knn": probe(config, {"trained": features}, device)["trained"]}
 
 
-def accuracy(config: RunConfig, model: Classifier, device: torch.device) -> float:
+def briefly(scores: dict[str, float]) -> dict[str, float]:
+    """The scores of a full evaluation that belong into the log of a run."""
+    if "trained" in scores:
+        return {"knn": scores["trained"]}
+    return {name: score for name, score in scores.items() if not name.startswith("miou/")}
+
+
+def accuracy(config: RunConfig, model: Classifier | PointClassifier, device: torch.device) -> float:
     """How often the greatest logit is that of the right class, on the val split."""
 
     def compute(batch: Batch) -> Tensor:
@@ -116,19 +139,31 @@ def accuracy(config: RunConfig, model: Classifier, device: torch.device) -> floa
     return (found["classes"] == labels).double().mean().item()
 
 
+def part_scores(config: RunConfig, model: PartSegmenter, device: torch.device) -> dict[str, float]:
+    """Mean IoU of the parts found on the val split (engine.segmentation)."""
+
+    def compute(batch: Batch) -> Tensor:
+        with torch.no_grad(), autocast(device, config.run.precision):
+            found = model.segment(batch.inputs)
+        return shape_scores(found, batch.tensors["parts"], batch.labels, model.config.part_counts)
+
+    data, modality = config.data, _modality(config)
+    found, labels = _vectors(data, data.val_split, modality, {"parts": compute}, device)
+    return summary(found["parts"], labels, open_index(data, data.val_split, (modality,)).classes)
+
+
 def table(scores: dict[str, float], config: RunConfig) -> str:
     """The comparison as text."""
-    title = f"{config.evaluate.neighbors}-nearest-neighbor accuracy from {_modality(config)}"
-    if "top1" in scores:
-        title = f"accuracy from {_modality(config)}"
-    names = {"trained": "trained encoder", "random": "the same, untrained", "raw": "raw input", "top1": "first answer"}
-    return "\n".join([title, *(f"  {names[name]:20} {100 * score:6.2f}%" for name, score in scores.items())])
+    measure = f"{config.evaluate.neighbors}-nearest-neighbor accuracy" if "trained" in scores else "accuracy"
+    title = f"{'mean IoU of parts' if 'class_miou' in scores else measure} from {_modality(config)}"
+    rows = ((NAMES.get(name, name.removeprefix("miou/")), score) for name, score in scores.items())
+    return "\n".join([title, *(f"  {name:20} {100 * score:6.2f}%" for name, score in rows)])
 
 
 def write_scores(folder: Path, scores: dict[str, float], config: RunConfig) -> Path:
     """Put the comparison next to the checkpoint it belongs to, as JSON."""
     record: dict[str, Any] = {"modality": _modality(config), "data": config.data.root}
-    record |= scores if "top1" in scores else {"knn": scores, "neighbors": config.evaluate.neighbors}
+    record |= {"knn": scores, "neighbors": config.evaluate.neighbors} if "trained" in scores else scores
     durable.write_text(folder / FILE, json.dumps(record, indent=1) + "\n")
     return folder / FILE
 
@@ -162,7 +197,8 @@ def check_evaluation(config: RunConfig) -> None:
         raise ValueError('evaluate.every needs a data set: set data.source = "folder", or evaluate.every = 0')
     for split in (config.data.val_split, config.data.train_split):
         samples = len(open_index(config.data, split, (modality,)))
-    if config.model.system != "classifier" and samples < config.evaluate.neighbors:
+    probed = not hasattr(config.model, "encoder_config")
+    if probed and samples < config.evaluate.neighbors:
         raise ValueError(
             f"evaluate.neighbors = {config.evaluate.neighbors} is more than the {samples} training samples"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omnitrunk.engine import checkpoint
 from omnitrunk.engine.build import Run
-from omnitrunk.engine.evaluate import evaluate, evaluate_briefly, table, write_scores
+from omnitrunk.engine.evaluate import briefly, evaluate, evaluate_briefly, table, write_scores
 from omnitrunk.engine.log import RunLog
 from omnitrunk.engine.show import draw_sheet
 
@@ -26,7 +26,6 @@ def evaluate_fully(run: Run, log: RunLog) -> None:
     """The full evaluation of the finished model; JSON next to the last checkpoint."""
     with run.optimizer.averaged_weights():
         scores = evaluate(run.config, run.model, run.world.device)
-    brief = {"knn": scores["trained"]} if "trained" in scores else scores
-    log.write_evaluation(run.config.run.steps, brief)
+    log.write_evaluation(run.config.run.steps, briefly(scores))
     log.say(table(scores, run.config))
     write_scores(checkpoint.find(run.folder), scores, run.config)

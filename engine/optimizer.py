@@ -35,7 +35,8 @@ class OptimizerConfig:
     ema_decay: float = 0.0
     """Decay of the running average of the weights; 0 keeps no average."""
     accumulate: int = 1
-    """Micro-batches that data.batch is cut into on every process; changes memory, not the result."""
+    """Micro-batches that data.batch is cut into on every process; changes memory, not the result. Except for point
+    clouds: batch normalization, in their tokenizer and heads, takes its statistics over one micro-batch."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.min_lr <= self.lr and self.lr > 0):

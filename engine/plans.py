@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from omnitrunk.models import MultiMAEConfig
+from omnitrunk.models import ClassifierConfig, MultiMAEConfig
 from omnitrunk.models.masking.mask_plan import MaskPlan
 from omnitrunk.models.masking.plan import Plan
 
@@ -22,6 +23,7 @@ def plan_maker(model: nn.Module, *, seed: int, start: int, batch: int, parts: in
     weighed by its share, which it can work out alone, because masks are a function of seed and position.
     """
     config = model.config
+    check_pairs(config, batch, parts)
     even = not isinstance(config, MultiMAEConfig) or config.keep < min(map(config.tokens, config.inputs))
     if even or config.faithful or parts == 1:
         return lambda positions: model.plan(seed, positions)
@@ -37,6 +39,15 @@ def plan_maker(model: nn.Module, *, seed: int, start: int, batch: int, parts: in
         return replace(plan, masked_weight={name: plan.masked_weight[name] * factors[name] for name in factors})
 
     return make
+
+
+def check_pairs(config: Any, batch: int, parts: int) -> None:
+    """ValueError where a classifier mixes pairs of samples, and micro-batches would tear some of them."""
+    if isinstance(config, ClassifierConfig) and config.mixes and batch % (2 * parts):
+        raise ValueError(
+            f"data.batch = {batch} in {parts} micro-batches, over processes and accumulation, tears pairs that mixup "
+            f"and cutmix mix: use a multiple of {2 * parts}"
+        )
 
 
 def _scored_samples(config: MultiMAEConfig, output: str, plan: MaskPlan) -> int:

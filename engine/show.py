@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omnitrunk.engine.clouds import cloud_panel
+from omnitrunk.engine.clouds import cloud_panel, parts_panel
 from omnitrunk.engine.colors import class_colors, scale_colors
 from omnitrunk.engine.data import Batch, Loader
 from omnitrunk.engine.description import describe
@@ -22,7 +22,7 @@ from omnitrunk.engine.scales import draw_scales
 from omnitrunk.engine.sheet import Panel, compose
 from omnitrunk.engine.step import autocast
 from omnitrunk.engine.tiles import from_patches, to_patches
-from omnitrunk.models import MODALITIES, Classifier, Modality, MultiMAEConfig
+from omnitrunk.models import MODALITIES, Classifier, Modality, MultiMAEConfig, PartSegmenter, PointClassifier
 from omnitrunk.models.masking.plan import Plan
 from omnitrunk.models.pathway import scales
 
@@ -40,9 +40,10 @@ FRAMES = 3
 def draw_sheet(config: RunConfig, model: nn.Module, device: torch.device, *, samples: int = 6) -> Image:
     """A sheet of `samples` pictures of the val split, nearly uncropped, the same ones every time.
 
-    A classifier reconstructs nothing: of it the scales of its pathways are drawn. ValueError where it has none.
+    A classifier reconstructs nothing: of it the scales of its pathways are drawn. ValueError where it has none. Of a
+    segmenter it is the parts that it finds.
     """
-    if isinstance(model, Classifier):
+    if isinstance(model, (Classifier, PointClassifier)):
         return draw_scales(scales(model), [Path(path).name for path in config.pathway.auxiliaries])
     seed, names = config.run.seed, config.model.reads
     plain = {"crop_area": (1.0, 1.0), "flip": False, "point_scale": (1.0, 1.0), "point_shift": 0.0}
@@ -50,8 +51,19 @@ def draw_sheet(config: RunConfig, model: nn.Module, device: torch.device, *, sam
     with Loader(
         data, names, seed=seed, device=device, make_plan=lambda positions: model.plan(seed, positions)
     ) as loader:
-        panels = reconstruct(model, next(loader), config.run.precision)
-    return compose(panels, describe(config.data.root).get("semseg_names", ()))
+        batch = next(loader)
+    if isinstance(model, PartSegmenter):
+        return compose([segment(model, batch, config.run.precision)], ("of another class",))
+    return compose(reconstruct(model, batch, config.run.precision), describe(config.data.root).get("semseg_names", ()))
+
+
+@torch.no_grad()
+def segment(model: PartSegmenter, batch: Batch, precision: str) -> Panel:
+    """The parts of clouds as the model finds them, and as they are."""
+    with autocast(batch.labels.device, precision):
+        found = model.segment(batch.inputs)
+    first = torch.tensor(model.config.first_parts, device=batch.labels.device)[batch.labels]
+    return parts_panel(batch.tensors["points"], found, batch.tensors["parts"], first)
 
 
 @torch.no_grad()

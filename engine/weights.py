@@ -6,48 +6,80 @@ that is known; anything else is an error.
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from omnitrunk.engine import checkpoint
+from omnitrunk.engine import checkpoint, durable
+from omnitrunk.models.classifier import Classifier
+from omnitrunk.models.official.transfer import WRAPPINGS
 
 CONTAINERS = ("model", "module", "state_dict", "base_model")
 """Keys under which the releases keep a state dict."""
-WRAPPINGS = re.compile(r"^(_orig_mod\.|module\.|encoder\.|backbone\.|MAE_encoder\.)+")
-"""What stands before the names of an encoder's tensors there."""
 PRETRAINING = re.compile(r"^(norm|decoder|objective)\.")
 """What pre-training has of its own."""
 FINETUNING = re.compile(r"^(norm|head)\.|^class_position$|\.pathway\.")
 """What a model that starts from it has of its own."""
+JOINED = re.compile(r"\.pathway\.|\.cross_modal_scale$")
+"""What a linear layer has that is joined with those of other models, here and in the release of M2PT."""
+Kind = Literal["auto", "model", "ema"]
+"""Which weights of a checkpoint: the averaged ones where there are any, the trained ones, the averaged ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The tensors of a run, a checkpoint or a file, and what is known about them."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    origin: str
+    """Which ones these are, in words."""
+    config: dict[str, Any] | None = None
+    """The configuration of the run that they come from, or that they were converted for, where it is stored."""
+    layout: str = ""
+    """"omnitrunk", "official" or "timm", where it is stored."""
+
+
+def open_weights(path: str | Path, kind: Kind = "auto") -> Weights:
+    """Open a run folder, a checkpoint or a file; ValueError, in one line, where no weights can be read."""
+    path = Path(path)
+    if path.is_dir():
+        return _of_checkpoint(path, kind)
+    if kind != "auto":
+        raise ValueError(f"{path} is no run: a file holds one set of weights, leave --weights out")
+    if not path.exists():
+        raise ValueError(
+            f"{path} holds no weights that can be read: there is nothing; give a run, a checkpoint or a file"
+        )
+    try:
+        return _of_safetensors(path) if path.suffix == ".safetensors" else _of_torch(path)
+    except UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it asks for {foreign[1]}, and files must not run code" if foreign else "it is no torch file"
+        raise ValueError(f"{path} holds no weights that can be read: {what}") from error
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} holds no weights that can be read: {' '.join(str(error).split())}") from error
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a run folder, a checkpoint (averaged ones where there are any) or a file, by the names there."""
-    path = Path(path)
-    if path.is_dir():
-        folder = checkpoint.find(path)
-        averaged = checkpoint.read_tensors(folder, "ema")
-        return checkpoint.read_tensors(folder, "model") if averaged is None else averaged
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} holds no weights that can be read: {' '.join(str(error).split())}") from error
-    found = next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), content)
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    return open_weights(path).tensors
 
 
 def read_blocks(path: str | Path) -> dict[str, Tensor]:
     """The trunk's tensors alone, "0.attn.qkv.weight" and so on: all that a pathway takes of a model."""
     blocks = {}
-    for name, value in read_weights(path).items():
+    for name, value in _plain(path).items():
         plain = WRAPPINGS.sub("", name).replace("blocks.blocks.", "blocks.", 1)
         if plain.startswith("blocks."):
             blocks[plain.removeprefix("blocks.")] = value
@@ -61,15 +93,22 @@ def start_from(model: nn.Module, path: str | Path) -> str:
 
     Takes names and shapes as they are; ValueError names the first tensor that has no place or no counterpart.
     """
-    given, wanted = read_weights(path), model.state_dict()
+    given, wanted = _plain(path), model.state_dict()
     unused = [name for name in given if name not in wanted]
     missing = [name for name in wanted if name not in given]
     own = {name for name in wanted if FINETUNING.search(name)}
     if stray := [name for name in unused if not PRETRAINING.search(name)]:
-        raise ValueError(f"{path} has {stray[0]}, which the model lacks: configure the model that it was made for")
+        raise ValueError(
+            f"{path} has {stray[0]}, which the model lacks: configure the model that it was made for, "
+            "or bring a release's file here with omnitrunk convert"
+        )
     if lacking := [name for name in missing if name not in own]:
         raise ValueError(f"{path} lacks {lacking[0]}: give the weights of a model of the same system and size")
-    taken = [name for name in wanted if name in given and not (name in own and given[name].shape != wanted[name].shape)]
+    fresh = {name for name in own if name in given and given[name].shape != wanted[name].shape}
+    if isinstance(model, Classifier) and "head.weight" not in given:
+        # It norms the mean of the tokens, pre-training every token: that norm is another one.
+        fresh |= {name for name in wanted if name.startswith("norm.")}
+    taken = [name for name in wanted if name in given and name not in fresh]
     for name in taken:
         if given[name].shape != wanted[name].shape:
             shapes = tuple(given[name].shape), tuple(wanted[name].shape)
@@ -77,4 +116,82 @@ def start_from(model: nn.Module, path: str | Path) -> str:
     with torch.no_grad():
         for name in taken:
             wanted[name].copy_(given[name])
-    return f"{path}: {len(taken)} tensors, without {len(given) - len(taken)} of its own; {len(missing)} start afresh"
+    afresh = len(wanted) - len(taken)
+    return f"{path}: {len(taken)} tensors, without {len(given) - len(taken)} of its own; {afresh} start afresh"
+
+
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], container: str = "model"
+) -> None:
+    """Write .safetensors with metadata, or .pth and .pt with the tensors under the key `container`; all or nothing.
+
+    Raises ValueError for other names and OSError, with `path` as it was, where the disk does not take it.
+    """
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise ValueError(f"{path} must end in .safetensors, .pth or .pt")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: {'it is' if path.is_dir() else 'its parent is no'} folder")
+    # Parts of one tensor share memory, which safetensors refuses; alone they can be written.
+    alone = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    temporary = durable.aside(path)
+    try:
+        if path.suffix == ".safetensors":
+            save_file(alone, temporary, dict(metadata))
+        else:
+            torch.save({container: alone}, temporary)
+        durable.sync(temporary)
+        temporary.rename(path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make room") from error
+    durable.sync(path.parent)
+
+
+def _plain(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a model whose layers are its own: of a joined one, those alone would be another model."""
+    tensors = read_weights(path)
+    if joined := next((name for name in tensors if JOINED.search(name)), None):
+        raise ValueError(
+            f"{path} has joined layers ({joined}): fold them first: omnitrunk merge {path} -o F.safetensors"
+        )
+    return tensors
+
+
+def _of_checkpoint(path: Path, kind: Kind) -> Weights:
+    folder = checkpoint.find(path)
+    state = checkpoint.read_state(folder)
+    averaged = None if kind == "model" else checkpoint.read_tensors(folder, "ema")
+    if kind == "ema" and averaged is None:
+        raise ValueError(f"{folder} has no averaged weights: leave --weights out, or choose model")
+    return Weights(
+        path=folder,
+        tensors=checkpoint.read_tensors(folder, "model") if averaged is None else averaged,
+        origin=f"{'trained' if averaged is None else 'averaged'} weights of step {state['step']}",
+        config=state["config"],
+        layout="omnitrunk",
+    )
+
+
+def _of_safetensors(path: Path) -> Weights:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    layout = metadata.get("omnitrunk", "")
+    config = json.loads(metadata["config"]) if layout and "config" in metadata else None
+    return Weights(path=path, tensors=tensors, origin="safetensors", config=config, layout=layout)
+
+
+def _of_torch(path: Path) -> Weights:
+    # What the releases keep beside their weights are the arguments of the command: plain values in a Namespace.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a {type(content).__name__} and no state dict")
+    container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
+    found = content if container is None else content[container]
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"no tensors among {', '.join(map(str, content)) or 'nothing'}")
+    origin = "torch file" if container is None else f"torch file, key {container!r}"
+    beside = [str(name) for name in {**content, **found} if name != container and str(name) not in tensors]
+    return Weights(path=path, tensors=tensors, origin=f"{origin}; beside it {', '.join(beside) or 'nothing'}")

@@ -9,6 +9,8 @@ from omnitrunk.models.masking.mask_plan import MaskPlan, make_plan
 from omnitrunk.models.masking.token_plan import TokenPlan, make_token_plan
 from omnitrunk.models.modality import MODALITIES, Modality, register
 from omnitrunk.models.multimae import MultiMAE, MultiMAEConfig
+from omnitrunk.models.part_segmenter import PartSegmenter, PartSegmenterConfig
+from omnitrunk.models.point_classifier import PointClassifier, PointClassifierConfig
 from omnitrunk.models.pointmae import PointMAEConfig
 from omnitrunk.models.systems import SYSTEMS, build_model, find_system
 from omnitrunk.models.videomae import VideoMAEConfig
@@ -25,6 +27,10 @@ __all__ = [
     "Modality",
     "MultiMAE",
     "MultiMAEConfig",
+    "PartSegmenter",
+    "PartSegmenterConfig",
+    "PointClassifier",
+    "PointClassifierConfig",
     "PointMAEConfig",
     "TokenPlan",
     "VideoMAEConfig",

@@ -8,18 +8,22 @@ norm and decoder are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omnitrunk.models.augmentation.erasing import Eraser
+from omnitrunk.models.augmentation.mixing import mix_pixels, mix_sounds
+from omnitrunk.models.augmentation.spans import blank
 from omnitrunk.models.classifier_config import ClassifierConfig
+from omnitrunk.models.classifier_plan import ClassifierPlan, draw_plan
 from omnitrunk.models.encoder import Encoder
 from omnitrunk.models.initialize import initialize
 from omnitrunk.models.layers.blocks import LayerNorm, Linear
-from omnitrunk.models.layers.drop_path import sample_drop_scale
-from omnitrunk.models.masking.token_plan import TokenPlan, all_tokens, make_token_plan
+from omnitrunk.models.masking.token_plan import all_tokens
 from omnitrunk.models.parameter_groups import parameter_groups
 
 
@@ -32,30 +36,36 @@ class Classifier(Encoder):
         self.config = config
         self.norm = LayerNorm(encoder.width, encoder.norm_epsilon)
         self.head = Linear(encoder.width, config.classes)
+        self.eraser = Eraser(prod(self.tokenizer.shape)) if config.erase else None
         initialize(self, seed)
         if config.train_positions:
             self._train_positions()
 
-    def plan(self, seed: int, positions: np.ndarray) -> TokenPlan:
-        """All tokens of the samples at `positions` int64 (B,), and which branches are dropped."""
-        config, positions = self.config, np.asarray(positions, dtype=np.int64)
-        drop_scale = sample_drop_scale(config.drop_path, len(self.blocks), seed=seed, positions=positions)
-        return make_token_plan(
-            np.tile(np.arange(config.total_tokens), (len(positions), 1)), config.total_tokens, drop_scale=drop_scale
-        )
+    def plan(self, seed: int, positions: np.ndarray) -> ClassifierPlan:
+        """What training does to the samples at `positions` int64 (B,), keyed by (seed, position)."""
+        return draw_plan(self.config, seed, np.asarray(positions, dtype=np.int64))
 
-    def forward(self, tensors: Mapping[str, Tensor], plan: TokenPlan) -> dict[str, Tensor]:
-        """The cross-entropy of a batch with "label" int64 (B,), under "class" and under "loss"."""
-        logits = self.head(self._pooled(self.prepare(tensors), plan.keep, plan.drop_scale))
-        loss = functional.cross_entropy(
-            logits.to(torch.promote_types(logits.dtype, torch.float32)),
-            tensors["label"],
-            label_smoothing=self.config.label_smoothing,
-        )
+    def forward(self, tensors: Mapping[str, Tensor], plan: ClassifierPlan) -> dict[str, Tensor]:
+        """The cross-entropy of a batch with "label" int64 (B,), under "class" and under "loss".
+
+        A mixture is as much of each of two classes as it shows of their samples: that is linear in the targets, so it
+        is the two cross-entropies, weighed.
+        """
+        logits = self.training_logits(tensors, plan)
+        losses = self._losses(logits, tensors["label"])
+        if plan.mixing is not None:
+            others = self._losses(logits, tensors["label"][plan.mixing.partner])
+            losses = others.lerp(losses, plan.mixing.share.to(losses.dtype))
+        loss = losses.mean()
         return {"class": loss, "loss": loss}
 
+    def training_logits(self, tensors: Mapping[str, Tensor], plan: ClassifierPlan) -> Tensor:
+        """Logits (B, classes) of the samples as the plan changes them."""
+        sample = self._blanked(self.prepare(self._mixed(self._erased(tensors, plan), plan)), plan)
+        return self.head(self._pooled(sample, plan.keep, plan.drop_scale))
+
     def logits(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B, classes) with every branch kept."""
+        """Logits (B, classes) of the samples as they are, with every branch kept."""
         return self.head(self.features(tensors))
 
     def features(self, tensors: Mapping[str, Tensor], tasks: Sequence[str] | None = None) -> Tensor:
@@ -76,7 +86,7 @@ class Classifier(Encoder):
                 trained = name.startswith(("norm.", "head.")) or ".pathway.scales." in name
                 parameter.requires_grad_(trained and parameter.requires_grad)
 
-    def flops(self, plan: TokenPlan) -> float:
+    def flops(self, plan: ClassifierPlan) -> float:
         """Matrix arithmetic of `forward`, 2 FLOP for each multiply-add, for each sample of a plan."""
         batch, tokens = plan.keep.shape
         length = tokens + (self.class_token is not None)
@@ -87,6 +97,32 @@ class Classifier(Encoder):
         """The normed mean of the tokens int64 (B, N), the class token left out, (B, D)."""
         encoded = self.encode_tokens(sample, index, drop_scale)
         return self.norm(encoded[:, int(self.class_token is not None) :].mean(dim=1))
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropies (B,) with labels int64 (B,), in float32 or wider."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.config.label_smoothing)
+
+    def _erased(self, tensors: Mapping[str, Tensor], plan: ClassifierPlan) -> Mapping[str, Tensor]:
+        if plan.erasing is None:
+            return tensors
+        (name,) = self.config.inputs
+        return {**tensors, name: self.eraser(tensors[name], plan.erasing)}
+
+    def _mixed(self, tensors: Mapping[str, Tensor], plan: ClassifierPlan) -> Mapping[str, Tensor]:
+        if plan.mixing is None:
+            return tensors
+        (name,) = self.config.inputs
+        mixture = mix_sounds(tensors, plan.mixing) if name == "audio" else mix_pixels(tensors[name], plan.mixing)
+        return {**tensors, name: mixture}
+
+    def _blanked(self, sample: Mapping[str, Tensor], plan: ClassifierPlan) -> Mapping[str, Tensor]:
+        """Faithful: blank is the logarithm 0, louder than the average; else it is the average of the data set."""
+        if plan.spans is None:
+            return sample
+        encoder = self.config.encoder_config
+        value = -encoder.mean / (2 * encoder.std) if encoder.faithful else 0.0
+        return {"audio": blank(sample["audio"], plan.spans, value)}
 
     def _train_positions(self) -> None:
         table = self.tokenizer.position

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import prod
 from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from omnitrunk.models.audiomae import AudioMAEConfig
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
@@ -40,6 +44,22 @@ class ClassifierConfig:
     """Drop probability of the last block's branches; it rises linearly from 0 over the depth."""
     label_smoothing: float = 0.0
     """Share of the probability that the target spreads over all classes."""
+    mixup: float = 0.0
+    """Pictures, clips and sounds: a of Beta(a, a), the shares in which two training samples are mixed; 0 mixes none."""
+    cutmix: float = 0.0
+    """Pictures and clips: the same for samples that get a box of another; with mixup too, half of them do."""
+    mixed: float = 1.0
+    """Share of the training samples that mixup and cutmix change."""
+    erase: float = 0.0
+    """Pictures and clips: probability that a rectangle of a training sample is filled with noise."""
+    mask_frames: int = 0
+    """Sounds: a span of fewer frames of each training spectrogram is blanked (SpecAugment)."""
+    mask_mels: int = 0
+    """Sounds: the same for bands."""
+    drop_times: float = 0.0
+    """Sounds: share of the times of patches that a training sample lacks."""
+    drop_bands: float = 0.0
+    """Sounds: the same for bands of patches."""
     layer_decay: float = 1.0
     """Factor on the learning rate from each block to the one before it; below 1, early layers move less."""
     train: Literal["everything", "head"] = "everything"
@@ -57,11 +77,44 @@ class ClassifierConfig:
         if unknown := [name for name in self.encoder if name not in known]:
             raise ValueError(f"encoder.{unknown[0]} is no field of {self.encoder['system']}; take it out")
         check_least(self, {"classes": 1})
-        for name in ("drop_path", "label_smoothing"):
+        for name in ("drop_path", "label_smoothing", "erase", "drop_times", "drop_bands"):
             check_rate(name, getattr(self, name))
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay = {self.layer_decay} must lie in 0..1, 0 excluded; 1 switches it off")
-        _ = self.encoder_config
+        self._check_mixing()
+        self._check_augmentation()
+
+    def _check_mixing(self) -> None:
+        check_least(self, {"mixup": 0, "cutmix": 0})
+        if self.mixup and self.inputs == ("points",):
+            raise ValueError(f"mixup = {self.mixup}: point clouds are not mixed; set it to 0")
+        if not 0 < self.mixed <= 1:
+            raise ValueError(f"mixed = {self.mixed} must lie in 0..1, 0 excluded; mixup = 0 and cutmix = 0 mix nothing")
+        if self.mixed < 1 and not self.mixes:
+            raise ValueError(f"mixed = {self.mixed} mixes nothing while mixup and cutmix are 0; set one, or mixed to 1")
+
+    def _check_augmentation(self) -> None:
+        """What a modality does not have cannot be changed in it."""
+        of_sounds = ("mask_frames", "mask_mels", "drop_times", "drop_bands")
+        lacking = (() if self.image_shape else ("cutmix", "erase")) + (() if self.sound_shape else of_sounds)
+        for name in lacking:
+            if getattr(self, name):
+                raise ValueError(f"{name} = {getattr(self, name)} has no meaning for {self.inputs[0]}; set it to 0")
+        if self.sound_shape:
+            self._check_sounds(*self.sound_shape)
+
+    def _check_sounds(self, frames: int, mels: int) -> None:
+        check_least(self, {"mask_frames": 0, "mask_mels": 0})
+        if self.mask_frames > frames or self.mask_mels > mels:
+            raise ValueError(
+                f"mask_frames = {self.mask_frames} and mask_mels = {self.mask_mels} are more than a spectrogram of "
+                f"{frames} frames and {mels} bands has; lower them"
+            )
+        if not self.keep:
+            raise ValueError(
+                f"drop_times = {self.drop_times} and drop_bands = {self.drop_bands} leave none of "
+                f"{self.encoder_config.grid} patches; lower them"
+            )
 
     @property
     def encoder_config(self) -> AutoencoderConfig:
@@ -72,7 +125,7 @@ class ClassifierConfig:
     @property
     def initial_values(self) -> Rules:
         """How the parameters are drawn, where no checkpoint gives them; see models.initialize."""
-        return ((r"^head\.weight$", normal), *self.encoder_config.initial_values)
+        return ((r"^head\.weight$", _faint), *self.encoder_config.initial_values)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -95,9 +148,31 @@ class ClassifierConfig:
         return self.encoder_config.image_shape
 
     @property
+    def sound_shape(self) -> tuple[int, int] | None:
+        """Frames and bands of spectrograms; None where a sample is no sound."""
+        encoder = self.encoder_config
+        return (encoder.frames, encoder.mels) if isinstance(encoder, AudioMAEConfig) else None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training mixes pairs of samples."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def kept_lines(self) -> tuple[int, int]:
+        """Times and bands of patches of a sound that training sees, rounded down."""
+        times, bands = self.encoder_config.grid
+        return int(times * (1 - self.drop_times)), int(bands * (1 - self.drop_bands))
+
+    @property
     def keep(self) -> int:
-        """Visible tokens of a sample: all."""
-        return self.encoder_config.total_tokens
+        """Tokens of a sample that training sees: all, but for dropped patches of sounds."""
+        return prod(self.kept_lines) if self.drops_tokens else self.total_tokens
+
+    @property
+    def drops_tokens(self) -> bool:
+        """Whether training leaves out patches."""
+        return self.drop_times > 0 or self.drop_bands > 0
 
     @property
     def total_tokens(self) -> int:
@@ -116,6 +191,11 @@ class ClassifierConfig:
         if first == "blocks":
             layer = 1 + int(rest.partition(".")[0])
         return self.layer_decay ** (depth + 1 - layer)
+
+
+def _faint(name: str, parameters: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    """Normal with standard deviation 0.00002, as MAE, VideoMAE and AudioMAE draw a head that is fine-tuned."""
+    return 1e-3 * normal(name, parameters, generator)
 
 
 def _frozen(value: Any) -> Any:

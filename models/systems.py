@@ -18,6 +18,8 @@ from omnitrunk.models.multimae import MultiMAE
 from omnitrunk.models.multimae_config import MultiMAEConfig
 from omnitrunk.models.official import audiomae, classifier, mae, multimae, pointmae, videomae
 from omnitrunk.models.official.parts import Layout
+from omnitrunk.models.part_segmenter import PartSegmenter, PartSegmenterConfig
+from omnitrunk.models.point_classifier import PointClassifier, PointClassifierConfig
 from omnitrunk.models.pointmae import PointMAEConfig
 from omnitrunk.models.videomae import VideoMAEConfig
 
@@ -41,6 +43,8 @@ SYSTEMS: dict[str, System] = {
     "audiomae": System(config=AudioMAEConfig, model=MaskedAutoencoder, layout=audiomae.layout),
     "pointmae": System(config=PointMAEConfig, model=MaskedAutoencoder, layout=pointmae.layout),
     "classifier": System(config=ClassifierConfig, model=Classifier, layout=classifier.layout),
+    "point_classifier": System(config=PointClassifierConfig, model=PointClassifier, layout=pointmae.classifier_layout),
+    "part_segmenter": System(config=PartSegmenterConfig, model=PartSegmenter, layout=pointmae.segmenter_layout),
 }
 
 

@@ -19,7 +19,7 @@ class Batch:
     tensors: dict[str, torch.Tensor]
     """rgb uint8 (B, H, W, 3); depth float32 (B, H, W, 1), stored / 65536; semseg uint8 (B, H/s, W/s), class ids;
     video uint8 (B, T, H, W, 3); audio float32 (B, S), full scale 1, and audio_length int64 (B,), the samples before its
-    padding; points float32 (B, P, 3)."""
+    padding; points float32 (B, P, 3), and parts int64 (B, P) where data.parts asks for them."""
     labels: torch.Tensor
     """int64 (B,): number of the class."""
     positions: np.ndarray

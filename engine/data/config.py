@@ -30,6 +30,10 @@ class DataConfig:
     """Pictures and video: least and greatest share of a picture that a random crop covers."""
     flip: bool = True
     """Pictures and video: mirror every other training sample, at random."""
+    randaugment: int = 0
+    """Pictures and video: operations of RandAugment in a row on each training sample; 0 for none."""
+    randaugment_magnitude: float = 9.0
+    """Pictures and video: their strength, from 0 to 10."""
     frames: int = 16
     """Video: frames of a clip."""
     frame_stride: int = 4
@@ -43,9 +47,13 @@ class DataConfig:
     normalize_points: bool = True
     """Point clouds: move the mean to the origin and the farthest point to distance 1."""
     point_scale: tuple[float, float] = (2 / 3, 3 / 2)
-    """Point clouds: least and greatest random factor of each axis in training."""
+    """Point clouds: least and greatest random factor in training."""
+    point_stretch: bool = True
+    """Point clouds: draw that factor anew for each axis; false scales all three alike."""
     point_shift: float = 0.2
     """Point clouds: greatest random shift along each axis in training, either way."""
+    parts: int = 0
+    """Point clouds: kinds of parts, to one of which every point of every file belongs; 0 reads no labels of points."""
     bad_fraction: float = 0.01
     """Share of unreadable samples above which the run stops; up to it they are replaced, counted and logged."""
     threads: int = 4
@@ -64,10 +72,16 @@ class DataConfig:
             raise ValueError(f"data.seconds is {self.seconds}: use at least the time of one sample")
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             raise ValueError(f"data.crop_area is {self.crop_area}: use 0 < least <= greatest <= 1")
+        if self.randaugment < 0 or not 0 <= self.randaugment_magnitude <= 10:
+            raise ValueError(
+                f"data.randaugment is {self.randaugment} of magnitude {self.randaugment_magnitude}: use 0 or more "
+                "operations of a magnitude from 0 to 10"
+            )
         if not 0 < self.point_scale[0] <= self.point_scale[1]:
             raise ValueError(f"data.point_scale is {self.point_scale}: use 0 < least <= greatest")
-        if self.point_shift < 0:
-            raise ValueError(f"data.point_shift is {self.point_shift}: use 0 or more")
+        for name in ("point_shift", "parts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} is {getattr(self, name)}: use 0 or more")
         if not 0 <= self.bad_fraction < 1:
             raise ValueError(f"data.bad_fraction is {self.bad_fraction}: use a share from 0 to below 1")
 
@@ -77,11 +91,11 @@ class DataConfig:
         return round(self.seconds * self.sample_rate)
 
 
-PICTURES = ("size", "crop_area", "flip")
+PICTURES = ("size", "crop_area", "flip", "randaugment", "randaugment_magnitude")
 FIELDS = {
     "video": (*PICTURES, "frames", "frame_stride"),
     "audio": ("seconds", "sample_rate"),
-    "points": ("points", "normalize_points", "point_scale", "point_shift"),
+    "points": ("points", "normalize_points", "point_scale", "point_stretch", "point_shift", "parts"),
 }
 """What each kind of sample reads besides the fields that all read; any other modality reads PICTURES."""
 FILES_ONLY = (
@@ -90,9 +104,12 @@ FILES_ONLY = (
     "val_split",
     "crop_area",
     "flip",
+    "randaugment",
+    "randaugment_magnitude",
     "frame_stride",
     "normalize_points",
     "point_scale",
+    "point_stretch",
     "point_shift",
     "bad_fraction",
     "threads",
@@ -109,6 +126,8 @@ def idle_fields(config: DataConfig, modalities: Sequence[str]) -> dict[str, str]
         for name in names
         if name not in read
     }
+    if not config.randaugment:
+        idle |= {"randaugment_magnitude": "data.randaugment is 0"}
     if config.source == "random":
         idle |= dict.fromkeys(FILES_ONLY, 'data.source = "random" reads no files')
     return idle

@@ -33,8 +33,17 @@ class Sound(NamedTuple):
     rate: int
 
 
-Facts: TypeAlias = Picture | Clip | Sound | np.ndarray
-"""What the check of a file found out and its decoder needs; of a point cloud the cloud itself, float32 (n, 3)."""
+class Cloud(NamedTuple):
+    """A point cloud as its file holds it."""
+
+    points: np.ndarray
+    """float32 (n, 3)."""
+    labels: np.ndarray | None
+    """Numbers of any type (n,), as yet unchecked: the part that each point belongs to, where the file says it."""
+
+
+Facts: TypeAlias = Picture | Clip | Sound | Cloud
+"""What the check of a file found out and its decoder needs; of a point cloud the cloud itself."""
 
 
 @dataclass(slots=True)

@@ -4,7 +4,8 @@
 
 S sets, k rows of a set, Q sets that go on, C channels. Mean and variance are those of all S * k rows, also where only Q
 of the sets are wanted. Several processes that train together share their statistics: as many GPUs compute what one
-would on the whole batch. Every process must bring as many rows as the others.
+would on the whole batch. Every process must bring as many rows as the others. Micro-batches of one step do not share
+them: where gradients are accumulated, each is normalized by its own, and the running ones move once for each.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from torch import Tensor, nn
 
 from omnitrunk.models.layers.blocks import Block, LayerNorm, QkvBias, scale_of_rows, take_rows
@@ -29,18 +31,26 @@ class Trunk(nn.ModuleList):
         `drop_scale` (2 * depth, B) scales every branch of every sample. `position` (B, N, D) joins the stream before
         every block (Point-MAE). A `norm` that follows is computed together with the last addition.
         """
-        scales = [None] * (2 * len(self)) if drop_scale is None else list(drop_scale)
-        stream, branch, scale = tokens, None, None
-        for number, block in enumerate(self):
-            stream = stream if position is None else stream + position
-            wanted = rows if number == len(self) - 1 else None
-            stream, branch = block(stream, branch, drop_scales=(scale, scales[2 * number]), rows=wanted)
-            scale = scales[2 * number + 1]
+        for stream, branch, scale in self._states(tokens, drop_scale, position, rows):  # noqa: B007  the last counts
+            pass
         if branch is None:
             stream = take_rows(stream, rows)
             return stream if norm is None else norm(stream)
         scale = scale_of_rows(scale, rows, tokens.shape[1])
-        return _sum(stream, branch, scale) if norm is None else norm.add(branch, stream, scale)[0]
+        return add_branch(stream, branch, scale) if norm is None else norm.add(branch, stream, scale)[0]
+
+    def taps(
+        self,
+        tokens: Tensor,
+        drop_scale: Tensor | None = None,
+        *,
+        position: Tensor | None = None,
+        after: Sequence[int],
+        norm: LayerNorm,
+    ) -> list[Tensor]:
+        """What a `norm` makes of the stream after some of the blocks, (B, N, D) each; `after` counts blocks from 1."""
+        states = enumerate(self._states(tokens, drop_scale, position))
+        return [norm.add(branch, stream, scale)[0] for done, (stream, branch, scale) in states if done in after]
 
     def flops(self, batch: int, tokens: int, scored: int) -> int:
         """Matrix arithmetic of the forward pass on B * N rows, of which the last block completes `scored`."""
@@ -48,8 +58,22 @@ class Trunk(nn.ModuleList):
         rows = [whole] * (len(self) - 1) + [scored] * min(len(self), 1)
         return sum(block.flops(batch, tokens, count) for block, count in zip(self, rows, strict=True))
 
+    def _states(
+        self, tokens: Tensor, drop_scale: Tensor | None, position: Tensor | None, rows: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Stream, the branch to be added to it and that one's factor (B,): before any block, then after each."""
+        scales = [None] * (2 * len(self)) if drop_scale is None else list(drop_scale)
+        stream, branch, scale = tokens, None, None
+        yield stream, branch, scale
+        for number, block in enumerate(self):
+            stream = stream if position is None else stream + position
+            wanted = rows if number == len(self) - 1 else None
+            stream, branch = block(stream, branch, drop_scales=(scale, scales[2 * number]), rows=wanted)
+            scale = scales[2 * number + 1]
+            yield stream, branch, scale
 
-def _sum(stream: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+
+def add_branch(stream: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """Stream plus scaled branch, both (B, ..., D), scale (B,)."""
     if scale is None:
         return stream + branch

@@ -14,7 +14,7 @@ AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Base of dataclasses whose fields are tensors, dicts of tensors, or None."""
+    """Base of dataclasses whose fields are tensors, dicts of tensors, plans, or None."""
 
     def to(self: AnyPlan, device: torch.device | str, *, non_blocking: bool = True) -> AnyPlan:
         """The plan on a device."""
@@ -30,6 +30,8 @@ class Plan:
         def apply(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: apply(tensor) for name, tensor in value.items()}
+            if isinstance(value, Plan):
+                return value._map(change)
             if value is not None and id(value) not in changed:
                 changed[id(value)] = change(value)
             return changed.get(id(value))

@@ -6,6 +6,7 @@ undoes the other, and account for every key of both sides.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from omnitrunk.models.layers.positions import interpolate
+
+Grids = tuple[tuple[int, ...], tuple[int, ...]]
+"""The grid that a position table has, and the one that it is resampled for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,10 @@ class Part:
         """Whether an official tensor may have this shape."""
         return tuple(shape) == self.shape
 
+    def resized(self, _shape: torch.Size) -> Grids | None:
+        """Both grids where an official tensor of this shape has to be resampled."""
+        return None
+
     def to_rows(self, tensor: Tensor) -> Tensor:
         """The official tensor as our rows."""
         return tensor.reshape(self.factors).permute(self.order).reshape(self.rows)
@@ -43,6 +51,12 @@ class Part:
         permuted = rows.reshape([self.factors[axis] for axis in self.order])
         back = sorted(range(len(self.order)), key=self.order.__getitem__)
         return permuted.permute(back).reshape(self.shape).contiguous()
+
+    def put_into(self, official: Tensor, rows: Tensor) -> Tensor:
+        """The official tensor, which another part gave already, with our rows in it; ValueError where they differ."""
+        if not torch.equal(self.to_rows(official), rows):
+            raise ValueError(f"{self.ours} must follow from {self.official}, which the release has once; restore it")
+        return official
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,40 +69,65 @@ class Table(Part):
         """Whether an official tensor may have this shape."""
         return len(shape) == 4 and tuple(shape[:2]) == self.shape[:2] and 0 not in shape
 
+    def resized(self, shape: torch.Size) -> Grids | None:
+        """Both grids where they differ."""
+        return None if tuple(shape) == self.shape else (tuple(shape[2:]), self.shape[2:])
+
     def to_rows(self, tensor: Tensor) -> Tensor:
         """The official table as our rows, resampled where its grid is another than ours."""
-        rows, grid = tensor[0].flatten(1).T.contiguous(), tuple(tensor.shape[2:])
-        return rows if grid == self.shape[2:] else interpolate(rows, grid, self.shape[2:], self.mode)
+        rows = tensor[0].flatten(1).T.contiguous()
+        return _resampled(rows, self.resized(tensor.shape), self.mode)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceTable(Part):
     """A position table (1, 1 + n, D) of a square of patches, a row for the class token first; any square is accepted.
 
-    Ours keeps the first row where `class_row` says so; otherwise it must be 0, as released tables have it.
+    Ours keeps the first row where `class_row` says so, and in a tensor of its own where `class_position` does (see
+    ClassPosition); otherwise it must be 0, as released tables have it.
     """
 
     grid: tuple[int, int]
     class_row: bool
+    class_position: bool = False
 
     def accepts(self, shape: torch.Size) -> bool:
         """Whether an official tensor may have this shape."""
         square = len(shape) == 3 and shape[1] > 1 and round((shape[1] - 1) ** 0.5) ** 2 == shape[1] - 1
         return tuple(shape) == self.shape or (square and (shape[0], shape[2]) == (1, self.shape[2]))
 
+    def resized(self, shape: torch.Size) -> Grids | None:
+        """Both grids where they differ."""
+        side = round((shape[1] - 1) ** 0.5)
+        return None if tuple(shape) == self.shape else ((side, side), self.grid)
+
     def to_rows(self, tensor: Tensor) -> Tensor:
         """The official table as our rows, its patches resampled where their grid is another than ours."""
-        first, rows = tensor[0, :1], tensor[0, 1:]
-        if len(rows) != self.shape[1] - 1:
-            side = round(len(rows) ** 0.5)
-            rows = interpolate(rows, (side, side), self.grid, "bicubic")
-        if not self.class_row and first.any():
+        first, rows = tensor[0, :1], _resampled(tensor[0, 1:], self.resized(tensor.shape), "bicubic")
+        if not (self.class_row or self.class_position) and first.any():
             raise ValueError(f"{self.official} moves the class token by its first row; only tables with 0 there fit")
         return torch.cat([first, rows]) if self.class_row else rows
 
     def to_official(self, rows: Tensor) -> Tensor:
         """Our rows as the official table."""
         return (rows if self.class_row else functional.pad(rows, (0, 0, 1, 0)))[None].contiguous()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassPosition(Part):
+    """The first row of a SequenceTable, as a tensor of its own; it stands behind the table in a layout."""
+
+    def accepts(self, _shape: torch.Size) -> bool:
+        """Whether an official tensor may have this shape; the table says."""
+        return True
+
+    def to_rows(self, tensor: Tensor) -> Tensor:
+        """The first row (D,)."""
+        return tensor[0, 0]
+
+    def put_into(self, official: Tensor, rows: Tensor) -> Tensor:
+        """The table with this first row."""
+        return torch.cat([rows[None, None], official[:, 1:]], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +168,8 @@ def write(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
         if state[name].shape != (sum(counts), *parts[0].rows[1:]):
             raise _wrong_shape(name, state[name], (sum(counts), *parts[0].rows[1:]))
         for part, rows in zip(parts, state[name].split(counts), strict=True):
-            if part.official not in official:
-                official[part.official] = part.to_official(rows)
-            elif not torch.equal(part.to_rows(official[part.official]), rows):
-                raise ValueError(f"{name} must follow from {part.official}, which the release has once; restore it")
+            there = official.get(part.official)
+            official[part.official] = part.to_official(rows) if there is None else part.put_into(there, rows)
     return official
 
 
@@ -145,13 +182,30 @@ def _by_target(layout: Layout) -> dict[str, list[Part]]:
     return targets
 
 
+def _resampled(rows: Tensor, grids: Grids | None, mode: str) -> Tensor:
+    """Rows of a table on another grid, computed in float32 or wider."""
+    if grids is None:
+        return rows
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    return interpolate(rows.to(wide), *grids, mode).to(rows.dtype)
+
+
 def _check_keys(state: Mapping[str, Tensor], expected: Collection[str], what: str) -> None:
-    if missing := [key for key in expected if key not in state]:
-        raise ValueError(f"the {what} lacks {missing[0]!r}{_more(missing)}; is it of another model size or task set?")
-    if unexpected := [key for key in state if key not in set(expected)]:
+    known = set(expected)
+    missing, unexpected = [key for key in expected if key not in state], [key for key in state if key not in known]
+    if missing:
+        near = _nearest(missing[0], unexpected or state)
+        raise ValueError(f"the {what} lacks {missing[0]!r}{_more(missing)}{near}; is it of another size or task set?")
+    if unexpected:
+        near = _nearest(unexpected[0], expected)
         raise ValueError(
-            f"the {what} has an unexpected {unexpected[0]!r}{_more(unexpected)}; remove it or fit the config"
+            f"the {what} has an unexpected {unexpected[0]!r}{_more(unexpected)}{near}; remove it or fit the config"
         )
+
+
+def _nearest(key: str, others: Iterable[str]) -> str:
+    found = difflib.get_close_matches(key, others, n=1, cutoff=0.0)
+    return f", the nearest is {found[0]!r}" if found else ""
 
 
 def _more(keys: list[str]) -> str:

@@ -130,10 +130,11 @@ def test_every_field_is_documented_where_it_is_declared():
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_system_decides_which_fields_there_are(system):
-    config = read({"model": {"system": system}}, ["--data.size=224"])
+    parts = getattr(SYSTEMS[system].config(), "parts", 0)
+    config = read({"model": {"system": system}}, ["--data.size=224", f"--data.parts={parts}"])
     assert config.model == SYSTEMS[system].config()
     assert read(as_dict(config)) == config
-    assert read({}, ["--model.system", system]) == config
+    assert read({"data": {"parts": parts}}, ["--model.system", system]) == config
 
 
 def test_a_field_of_another_system_is_refused():

@@ -12,7 +12,7 @@ import torch
 from omnitrunk.engine.data import DataConfig, Loader, evaluation_batches
 from omnitrunk.engine.data.cursor import Cursor
 from omnitrunk.engine.data.decode.points import PointRule, choose
-from omnitrunk.engine.data.formats.point_files import read_points
+from omnitrunk.engine.data.formats.point_files import read_labels, read_points
 from omnitrunk.engine.data.verify.images import BadFile
 from tests.engine.data_files import check_resume, encode_array, same_batch, take_batches, write_modality
 
@@ -85,8 +85,46 @@ def forms(points):
 @pytest.mark.parametrize("form", forms(np.zeros((3, 4), np.float32)))
 def test_every_format_gives_the_coordinates(form, rng):
     points = rng.normal(size=(int(rng.integers(2, 40)), 4)).astype(np.float32)
-    found = read_points(forms(points)[form])
+    found = read_points(forms(points)[form]).points
     assert found.dtype == np.float32 and np.array_equal(found, points[:, :3])
+
+
+@pytest.mark.parametrize("form", forms(np.zeros((3, 4), np.float32)))
+def test_the_last_column_holds_the_parts(form, rng):
+    points = rng.normal(size=(int(rng.integers(2, 40)), 4)).astype(np.float32)
+    points[:, 3] = rng.integers(0, 7, len(points))
+    data = forms(points)[form].replace(b"quality", rng.choice([b"part", b"label"]))
+    labels = read_points(data).labels
+    if form.startswith("off") or form == "text with count":  # coordinates alone
+        assert labels is None
+    else:
+        assert np.array_equal(read_labels(labels, 7), points[:, 3]) and read_labels(labels, 7).dtype == np.int64
+
+
+def test_npz_may_hold_the_parts_apart_and_other_properties_of_a_ply_are_none(rng):
+    points, parts = rng.normal(size=(9, 6)), rng.integers(0, 4, 9)
+    cloud = read_points(encode_npz(points=points, parts=parts))
+    assert np.array_equal(read_labels(cloud.labels, 4), parts)
+    assert np.array_equal(cloud.points, points[:, :3].astype(np.float32))
+    assert read_points(forms(points[:, :4])["ply little"]).labels is None
+    with pytest.raises(BadFile, match="damaged point cloud"):
+        read_points(encode_npz(points=points, parts=parts[:5]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (None, "no part labels: .* set data.parts = 0"),
+        ([0, 1, 4], r"part 4 is none of 0\.\.3: set data.parts"),
+        ([0, -1, 2], "part -1 is none of"),
+        ([0, 1.5, 2], "part 1.5 is none of"),
+        ([0, np.nan, 2], "part nan is none of"),
+    ],
+)
+def test_labels_that_are_no_parts_are_named(labels, reason):
+    with pytest.raises(BadFile, match=reason) as error:
+        read_labels(labels if labels is None else np.array(labels), 4)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +172,7 @@ def test_damage_raises_nothing_but_bad_file(rng):
         for at in rng.integers(0, min(len(data), 250), 4):
             data[at] = rng.integers(256)
         with suppress(BadFile):
-            assert np.isfinite(read_points(bytes(data))).all()
+            assert np.isfinite(read_points(bytes(data)).points).all()
 
 
 def test_a_subset_is_even_has_no_point_twice_and_depends_on_the_position(seed):
@@ -159,7 +197,7 @@ def test_training_normalizes_then_scales_and_shifts_each_axis(clouds, config, se
         assert points.shape == (8, COUNT, 3) and points.dtype == torch.float32
         samples = Cursor(len(TOTALS), seed, 8).samples_at(batch.positions)
         for row, (position, sample) in enumerate(zip(batch.positions.tolist(), samples, strict=True)):
-            base = plain.apply(clouds[sample][:, :3], seed, position).astype(np.float64)
+            base = plain.apply(clouds[sample][:, :3], seed, position)[0].astype(np.float64)
             if len(clouds[sample]) == 1:
                 continue
             for axis in range(3):
@@ -215,3 +253,59 @@ def test_bad_clouds_are_replaced_counted_and_named(tmp_path, clouds, seed, caplo
 def test_random_clouds_look_like_those_of_files(config, seed):
     noise = take_batches(1, replace(config, source="random"), "points", seed)[0].tensors["points"]
     assert noise.shape == (8, COUNT, 3) and noise.dtype == torch.float32 and noise.abs().max() < 3
+
+
+def test_one_factor_for_all_axes_where_nothing_is_stretched(clouds, seed):
+    plain, scaled = (PointRule(count=COUNT, normalize=True, scale=scale, stretch=False) for scale in ((1, 1), (0.5, 2)))
+    pairs = [[rule.apply(clouds[2][:, :3], seed, at)[0] for rule in (scaled, plain)] for at in range(20)]
+    factors = np.array([np.linalg.norm(ours) / np.linalg.norm(base) for ours, base in pairs])
+    for (ours, base), factor in zip(pairs, factors, strict=True):
+        np.testing.assert_allclose(ours, factor * base, rtol=1e-4, atol=1e-5)
+    assert 0.5 <= factors.min() < 0.9 and 1.5 < factors.max() <= 2
+
+
+def test_every_point_keeps_its_part_through_choice_and_augmentation(tmp_path, rng, seed):
+    """The part is a function of the stored coordinates, which can be told from those of the batch."""
+    contents = []
+    for total in (40, 64, 200, 300):
+        points = rng.normal(size=(total, 3))
+        points[:, 0] = rng.permutation(total)  # in steps of one, whatever is subtracted and scaled
+        contents.append(encode_array(np.column_stack([points, points[:, 0] % 7]).astype(np.float32)))
+    write_modality(tmp_path, "train", "points", ".npy", contents)
+    config = DataConfig(root=str(tmp_path), batch=4, points=COUNT, parts=7, threads=2)
+    samples = [np.load(io.BytesIO(data)) for data in contents]
+    for batch in take_batches(5, config, "points", seed):
+        assert batch.tensors["parts"].dtype == torch.int64 and batch.tensors["parts"].shape == (4, COUNT)
+        order = Cursor(4, seed, 4).samples_at(batch.positions)
+        for row, (position, sample) in enumerate(zip(batch.positions.tolist(), order, strict=True)):
+            stored, shown = samples[sample], batch.tensors["points"][row, :, 0].double().numpy()
+            chosen = choose(len(stored), COUNT, seed, position)
+            slope, shift = np.polyfit(stored[chosen, 0].astype(np.float64), shown, 1)
+            place = np.rint((shown - shift) / slope).astype(int)
+            assert np.array_equal(batch.tensors["parts"][row].numpy(), place % 7)
+
+
+def test_a_cloud_without_the_labels_asked_for_is_replaced_and_named(tmp_path, rng, seed):
+    clouds = [np.column_stack([rng.normal(size=(70, 3)), rng.integers(0, 5, 70)]) for _ in range(12)]
+    clouds[2], clouds[7][3, 3] = clouds[2][:, :3], 5
+    paths = write_modality(tmp_path, "train", "points", ".npy", [encode_array(cloud) for cloud in clouds])
+    write_modality(tmp_path, "val", "points", ".npy", [encode_array(cloud) for cloud in clouds])
+    config = DataConfig(root=str(tmp_path), batch=6, points=COUNT, parts=5, threads=2, bad_fraction=0.6)
+    with Loader(config, ("points",), seed=seed) as loader:
+        for _ in range(4):
+            assert next(loader).tensors["parts"].max() < 5
+        named = dict(loader.faults.named)
+    assert named.keys() == {str(paths[2]), str(paths[7])}
+    assert "no part labels" in named[str(paths[2])] and "part 5 is none of 0..4" in named[str(paths[7])]
+    shown = np.concatenate([batch.positions for batch in evaluation_batches(config, "val", ("points",), 5)])
+    assert shown.tolist() == [0, 1, 3, 4, 5, 6, 8, 9, 10, 11]
+    assert all("parts" not in batch.tensors for batch in take_batches(2, replace(config, parts=0), "points", seed))
+
+
+def test_labeled_clouds_resume_exactly_and_random_ones_have_labels(tmp_path, rng, seed):
+    clouds = [np.column_stack([rng.normal(size=(70, 3)), rng.integers(0, 5, 70)]) for _ in range(8)]
+    write_modality(tmp_path, "train", "points", ".npy", [encode_array(cloud) for cloud in clouds])
+    config = DataConfig(root=str(tmp_path), batch=4, points=COUNT, parts=5, threads=2)
+    check_resume(config, "points", seed)
+    parts = take_batches(1, replace(config, source="random"), "points", seed)[0].tensors["parts"]
+    assert parts.shape == (4, COUNT) and parts.dtype == torch.int64 and parts.unique().tolist() == [0, 1, 2, 3, 4]

@@ -25,8 +25,11 @@ def recorded(system, tmp_path) -> Path:
     ("system", "rows"),
     [
         ("mae", ["latent", "decoder_pre_norm", "loss.raw_pix", "gradnorm.norm_pix.mask_token", "ids_restore", "lr"]),
-        ("videomae", ["encoder_out", "target", "loss_f64", "grad.mask_token", "__total_norm", "win8x14x14"]),
-        ("pointmae", ["fps_idx", "knn_idx", "pred_points_train", "grad_pred_cdl1"]),
+        (
+            "videomae",
+            ["encoder_out", "target", "loss_f64", "grad.mask_token", "__total_norm", "win8x14x14", "gradnorm.fc_norm"],
+        ),
+        ("pointmae", ["fps_idx", "knn_idx", "pred_points_train", "grad_pred_cdl1", "logits_eval"]),
         (
             "m2pt",
             ["logits_merged", "grad_cross_modal_scale_f64", "groups of parameters", "vit_a step 7"],
@@ -50,7 +53,9 @@ def test_everything_recorded_is_reproduced(system, rows, recorded, capsys):
         ("videomae", "videomae_a_weights", "encoder.blocks.0.attn.q_bias"),
         ("videomae", "videomae_a_io", "patches_all"),
         ("videomae", "videomae_a_grads", "mask_token"),
+        ("videomae", "videomae_a_finetune", "fc_norm.weight"),
         ("pointmae", "pointmae_a_weights", "mask_token"),
+        ("pointmae", "pointmae_a_classify", "cls_pos"),
         ("pointmae", "front_end_a", "scale_translate_out"),
         ("m2pt", "linear_a", "grad_aux_weight"),
         ("m2pt", "vit_a_weights", "blocks.1.mlp.fc2.aux_weight"),

@@ -1,4 +1,4 @@
-"""The recorded files of AudioMAE: pretraining cases with both decoders, and the front end.
+"""The recorded files of AudioMAE: pretraining cases with both decoders, a classifier, and the front end.
 
 A recording does not say how many heads trunk and global decoder have. The numbers that reproduce what it recorded best
 are taken, among the divisors of the width; with any others hardly a digit agrees.
@@ -19,6 +19,7 @@ from torch.nn import functional
 from omnitrunk.kernels.patches import gather_patches
 from omnitrunk.models import MaskedAutoencoder, TokenPlan, make_token_plan
 from omnitrunk.models.audiomae import AudioMAEConfig
+from omnitrunk.models.augmentation.mixing import Mixing, mix_sounds
 from omnitrunk.models.masking import policies
 from omnitrunk.models.masking.token_plan import all_tokens, flat_rows
 from omnitrunk.models.objectives import STANDARDIZE_EPSILON
@@ -38,6 +39,8 @@ WITHOUT_EFFECT = "meta_mlp.fc2.bias"
 # implementations were 4.1e-4 apart. The mean says how close all others are.
 LOGARITHMS = {"fbank1": 1e-3, "fbank1_kaldi_native": 1e-3, "fbank_mix": 2e-3}
 MEAN_LOGARITHM = 3e-5
+DROPPED = 0.2
+"""Of times and of bands, in the recorded fine-tuning."""
 MEAN, STD = -4.2677393, 4.5689974
 
 
@@ -48,7 +51,9 @@ def find(files: list[Recorded]) -> list[Check]:
         for prefix, group in autoencoder.cases(files, MARKS).items()
     ]
     front_ends = [file for file in files if "fbank1" in file.content]
-    return checks + [Check(files=(file.name,), run=partial(_compare_front_end, file)) for file in front_ends]
+    checks += [Check(files=(file.name,), run=partial(_compare_front_end, file)) for file in front_ends]
+    tuned = [file for file in files if "fc_norm.weight" in file.content]
+    return checks + [Check(files=(file.name,), run=partial(_compare_fine_tuned, file, files)) for file in tuned]
 
 
 def model_config(io: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> AudioMAEConfig:
@@ -195,7 +200,45 @@ def _compare_front_end(file: Recorded, report: Report, precision: Precision) -> 
 
 
 def _mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """Two waveforms (1, S) as fine-tuning mixes them, the second padded to the first."""
-    first, second = (wave - wave.mean() for wave in (first, second))
-    mixed = share * first + (1 - share) * functional.pad(second, (0, first.shape[1] - second.shape[1]))
+    """Two waveforms (1, S) as fine-tuning mixes them, the second padded to the first; then without their mean."""
+    lengths = torch.tensor([first.shape[1], second.shape[1]])
+    waves = torch.cat([first, functional.pad(second, (0, first.shape[1] - second.shape[1]))])
+    shares = torch.tensor([share, 1 - share])
+    mixing = Mixing(partner=torch.tensor([1, 0]), share=shares, weight=shares, box=None)
+    mixed = mix_sounds({"audio": waves, "audio_length": lengths}, mixing)[:1]
     return mixed - mixed.mean()
+
+
+def _compare_fine_tuned(file: Recorded, files: list[Recorded], report: Report, precision: Precision) -> None:
+    """A classifier of several labels at once, made of the encoder of the case with masks over time and frequency.
+
+    The plan is what our policy makes of the recorded noise.
+    """
+    recorded, config, weights = file.content, *_encoder_of(file, files, precision)
+    tensors = {"audio": recorded["spectrogram"][:, 0].to(precision.dtype)}
+    own = ("blocks.", "patch_embed.", "cls_token", "pos_embed")
+    encoder = {key: value for key, value in weights.items() if key.startswith(own)}
+    options = {"drop_times": DROPPED, "drop_bands": DROPPED}
+    model = autoencoder.fine_tuned(config, encoder, recorded, precision.dtype, **options)
+    tolerance = max(FORWARD, precision.forward)
+    report.close(file.name, "logits_nomask", model.logits(tensors), recorded["logits_nomask"], tolerance)
+    with mock.patch.object(policies, "uniform", side_effect=[recorded[key].numpy() for key in ("noise_t", "noise_f")]):
+        plan = model.plan(0, np.arange(len(recorded["label"])))
+    logits = model.training_logits(tensors, plan)
+    report.close(file.name, "logits_masked", logits, recorded["logits_masked"], tolerance)
+    loss = functional.binary_cross_entropy_with_logits(logits, recorded["label"].to(logits.dtype))
+    report.close_to_largest(file.name, "bce_loss_masked", loss, recorded["bce_loss_masked"], max(LOSS, precision.loss))
+    tolerance = max(GRADIENT["global"], precision.gradient)
+    autoencoder.compare_gradient_norms(file.name, model, loss, recorded, report, tolerance)
+
+
+def _encoder_of(
+    file: Recorded, files: list[Recorded], precision: Precision
+) -> tuple[AudioMAEConfig, dict[str, Tensor]]:
+    """Configuration and weights of the case that a classifier was made of: the one whose masks are of its kind."""
+    for group in autoencoder.cases(files, MARKS).values():
+        if {"io", "weights"} <= group.keys() and "noise_t" in group["io"].content:
+            io, weights = group["io"].content, group["weights"].content
+            config, tensors = model_config(io, weights), {"audio": io["spectrogram"][:, 0].to(precision.dtype)}
+            return with_heads(config, weights, tensors, recorded_plan(config, io), io, precision), weights
+    raise ValueError(f"{file.name} needs the case that its encoder is of; give the folder that holds it too")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
-from omnitrunk.models import MaskedAutoencoder, TokenPlan
+from omnitrunk.models import Classifier, ClassifierConfig, MaskedAutoencoder, TokenPlan
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.official.state_dicts import from_official, to_official
 from tests.parity.folder import Recorded
+from tests.parity.report import Report
 
 
 def cases(files: Iterable[Recorded], marks: Mapping[str, str]) -> dict[str, dict[str, Recorded]]:
@@ -34,6 +36,36 @@ def loaded(config: AutoencoderConfig, weights: Mapping[str, Tensor], dtype: torc
     model = MaskedAutoencoder(config).to(dtype)
     model.load_state_dict(from_official({key: value.to(dtype) for key, value in weights.items()}, config))
     return model
+
+
+def fine_tuned(
+    config: AutoencoderConfig,
+    encoder: Mapping[str, Tensor],
+    recorded: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    **options: float,
+) -> Classifier:
+    """Our classifier on an encoder's configuration, with recorded weights of the encoder, of fc_norm and of head."""
+    described = {item.name: getattr(config, item.name) for item in fields(config)}
+    classifier = ClassifierConfig(
+        faithful=config.faithful, encoder=described, classes=len(recorded["head.bias"]), **options
+    )
+    weights = encoder | {key: recorded[key] for key in recorded if key.startswith(("fc_norm.", "head."))}
+    model = Classifier(classifier).to(dtype)
+    model.load_state_dict(from_official({key: value.to(dtype) for key, value in weights.items()}, classifier))
+    return model
+
+
+def compare_gradient_norms(
+    case: str, model: Classifier, loss: Tensor, recorded: Mapping[str, Tensor], report: Report, tolerance: float
+) -> None:
+    """The norms of the gradients of `loss` that a recording has under gradnorm.<name>."""
+    loss.backward()
+    ours = to_official({**model.state_dict(), **{name: p.grad for name, p in model.named_parameters()}}, model.config)
+    for key, expected in sorted(recorded.items()):
+        kind, _, name = key.partition(".")
+        if kind == "gradnorm":
+            report.close_to_largest(case, key, ours[name].double().norm(), expected, tolerance)
 
 
 def gradients(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], plan: TokenPlan) -> dict[str, Tensor]:

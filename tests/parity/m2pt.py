@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from omnitrunk.engine.optimizer import AdamW, OptimizerConfig
 from omnitrunk.engine.pairing import pair
 from omnitrunk.kernels import pathway_linear
-from omnitrunk.models import Classifier, ClassifierConfig, make_token_plan
+from omnitrunk.models import Classifier, ClassifierConfig
 from omnitrunk.models.pathway import PathwayConfig, join, joined_layers, merge
 from tests.parity.folder import Check, Recorded
 from tests.parity.report import Precision, Report
@@ -68,7 +69,7 @@ def _compare_vit(
     plain = Classifier(config).to(precision.dtype)
     plain.load_state_dict(merge(model.state_dict()))
     report.close(prefix, "logits_merged", plain.logits(batch), io["logits_merged"], forward)
-    plan = make_token_plan(torch.arange(config.total_tokens).expand(len(io["label"]), -1), config.total_tokens)
+    plan = model.plan(0, np.arange(len(io["label"])))
     loss = model(batch, plan)["loss"]
     report.close(prefix, "loss", loss, io["loss"], max(precision.loss, 1e-6))
     loss.backward()
@@ -99,7 +100,7 @@ def _compare_training(
     _compare_groups(prefix, groups, trace["param_groups"], report)
     options = OptimizerConfig(lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"])
     optimizer = AdamW(groups, options, pair(model, "fp32"))
-    plan = make_token_plan(torch.arange(config.total_tokens).expand(len(batch["label"]), -1), config.total_tokens)
+    plan = model.plan(0, np.arange(len(batch["label"])))
     for step in trace["trace"]:
         loss = model(batch, plan)["loss"]
         loss.backward()

@@ -1,4 +1,4 @@
-"""The recorded files of Point-MAE: pretraining cases, and what happens to points before the model.
+"""The recorded files of Point-MAE: pretraining cases, a classifier, and what happens to points before the model.
 
 A recording does not say how many heads the model has. The number that reproduces what it recorded best is taken, among
 the divisors of the width; with any other one hardly a digit agrees.
@@ -7,7 +7,7 @@ the divisors of the width; with any other one hardly a digit agrees.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -19,8 +19,9 @@ from torch import Tensor
 from omnitrunk.engine.data.decode import points as point_rules
 from omnitrunk.engine.data.decode.points import PointRule
 from omnitrunk.kernels import chamfer, farthest_point_sample, knn
-from omnitrunk.models import MaskedAutoencoder, TokenPlan, make_token_plan
+from omnitrunk.models import MaskedAutoencoder, PointClassifier, PointClassifierConfig, TokenPlan, make_token_plan
 from omnitrunk.models.masking.token_plan import all_tokens
+from omnitrunk.models.official.state_dicts import from_official
 from omnitrunk.models.pointmae import PointMAEConfig
 from tests.parity import autoencoder
 from tests.parity.folder import Check, Recorded
@@ -41,6 +42,10 @@ def find(files: list[Recorded]) -> list[Check]:
         Check(files=tuple(file.name for file in group.values()), run=partial(_compare_group, prefix, group))
         for prefix, group in autoencoder.cases(files, MARKS).items()
     ]
+    groups = autoencoder.cases(files, MARKS)
+    for file in (file for file in files if "cls_head_finetune.0.weight" in file.content):
+        prefix = file.name.rpartition("_")[0]
+        checks.append(Check(files=(file.name,), run=partial(_compare_classifier, file, prefix, groups.get(prefix, {}))))
     front_ends = [file for file in files if "fps_idx_plain" in file.content]
     return checks + [Check(files=(file.name,), run=partial(_compare_front_end, file)) for file in front_ends]
 
@@ -142,6 +147,26 @@ def _tokens(model: MaskedAutoencoder, sample: Mapping[str, Tensor], recorder: Re
     return tokens
 
 
+def _compare_classifier(
+    file: Recorded, prefix: str, group: dict[str, Recorded], report: Report, precision: Precision
+) -> None:
+    """Logits of the clouds of a pretraining case, by its encoder and a recorded head."""
+    autoencoder.check_complete(prefix, group)
+    io, weights, recorded = group["io"].content, group["weights"].content, dict(file.content)
+    expected, tensors = recorded.pop("__logits_eval"), {"points": io["points"].to(precision.dtype)}
+    encoder = model_config(io, weights)
+    encoder = with_heads(encoder, weights, tensors, recorded_plan(io["mask"]), io, precision)
+    config = PointClassifierConfig(faithful=True, encoder=asdict(encoder), classes=len(expected[0]))
+    start = "MAE_encoder."
+    state = {key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)}
+    normed = [key.removesuffix("running_mean") for key in recorded if key.endswith("running_mean")]
+    counts = {f"{name}num_batches_tracked": torch.zeros(()) for name in normed}  # not recorded, and without effect
+    state = {key: value.to(precision.dtype) for key, value in (state | recorded | counts).items()}
+    model = PointClassifier(config).to(precision.dtype)
+    model.load_state_dict(from_official(state, config))
+    report.close(file.name, "logits_eval", model.eval().logits(tensors), expected, max(FORWARD, precision.forward))
+
+
 def _compare_grouping(prefix: str, io: Mapping[str, Tensor], report: Report) -> set[str]:
     points, centers = io["points"], io["center"]
     centers_at = farthest_point_sample(points, centers.shape[1], pointnet2=True)
@@ -202,7 +227,7 @@ def _by_rule(cloud: np.ndarray, draws: np.ndarray | None = None, **options: Any)
         mock.patch.object(point_rules, "choose", return_value=np.arange(len(cloud))),
         mock.patch.object(point_rules, "uniform", return_value=numbers),
     ):
-        return torch.from_numpy(PointRule(count=len(cloud), **options).apply(cloud, seed=0, position=0))
+        return torch.from_numpy(PointRule(count=len(cloud), **options).apply(cloud, seed=0, position=0)[0])
 
 
 def _compare_front_end(file: Recorded, report: Report, _: Precision) -> None:

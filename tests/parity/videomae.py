@@ -1,4 +1,4 @@
-"""The recorded files of VideoMAE: pretraining cases and tube masks.
+"""The recorded files of VideoMAE: pretraining cases, classifiers made of them, and tube masks.
 
 A recording does not say how many heads the model has. The number that reproduces what it recorded best is taken, among
 the divisors of the width; with any other one hardly a digit agrees.
@@ -22,7 +22,7 @@ from tests.parity.folder import Check, Recorded
 from tests.parity.recorder import Recorder
 from tests.parity.report import Precision, Report
 
-MARKS = {"weights": "encoder_to_decoder.weight", "io": "videos", "grads": "__total_norm"}
+MARKS = {"weights": "encoder_to_decoder.weight", "io": "videos", "grads": "__total_norm", "finetune": "fc_norm.weight"}
 WINDOW = re.compile(r"win(\d+)x(\d+)x(\d+)_ratio([\d.]+)_seed(\d+)")
 # The recorded run was a float32 one: its own rounding is what remains between it and float64.
 FORWARD, LOSS, GRADIENT = 5e-6, 1e-6, 5e-6
@@ -82,6 +82,29 @@ def _compare_group(prefix: str, group: dict[str, Recorded], report: Report, prec
     _compare_gradients(prefix, autoencoder.gradients(model, tensors, plan), recorded, report, precision)
     for key in sorted(io.keys() - ours.keys() - {"videos", "mask", "loss", "loss_f64"}):
         report.not_covered(prefix, key)
+    if "finetune" in group:
+        _compare_fine_tuned(group["finetune"], config, weights, tensors, report, precision)
+
+
+def _compare_fine_tuned(
+    file: Recorded,
+    config: VideoMAEConfig,
+    weights: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    report: Report,
+    precision: Precision,
+) -> None:
+    """The classifier made of the encoder, without its last norm, for clips of the classes 0, 1, ..."""
+    recorded, prefix = file.content, "encoder."
+    named = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    encoder = {key: value for key, value in named.items() if not key.startswith("norm.")}
+    model = autoencoder.fine_tuned(config, encoder, recorded, precision.dtype)
+    labels = torch.arange(len(tensors["video"]))
+    report.close(file.name, "logits", model.logits(tensors), recorded["logits"], max(FORWARD, precision.forward))
+    loss = model({**tensors, "label": labels}, model.plan(0, labels.numpy()))["loss"]
+    report.close_to_largest(file.name, "loss", loss, recorded["loss"], max(LOSS, precision.loss))
+    tolerance = max(GRADIENT, precision.gradient)
+    autoencoder.compare_gradient_norms(file.name, model, loss, recorded, report, tolerance)
 
 
 def recorded_plan(config: VideoMAEConfig, mask: Tensor) -> TokenPlan:

@@ -31,13 +31,22 @@ class DaliPipeline:
     """
 
     def __init__(
-        self, graph: Graph, modalities: Sequence[str], *, batch: int, threads: int, device: torch.device | str
+        self,
+        graph: Graph,
+        modalities: Sequence[str],
+        *,
+        batch: int,
+        threads: int,
+        device: torch.device | str,
+        conditional: bool = False,
     ) -> None:
+        """`conditional` graphs choose operations for every sample of a batch; they take seconds to build."""
         self._graph = graph
         self._modalities = tuple(modalities)
         self._batch = batch
         self._threads = threads
         self._device = torch.device(device)
+        self._conditional = conditional
         self._pipeline: Pipeline | None = self._build(self._modalities, batch)
         self._in_flight: Inputs | None = None
 
@@ -81,14 +90,17 @@ class DaliPipeline:
     def _build(self, modalities: Sequence[str], batch: int) -> Pipeline:
         on_gpu = self._device.type == "cuda"
         gpu = torch.cuda.current_device() if on_gpu and self._device.index is None else self._device.index
-        pipeline = dali().Pipeline(
+
+        @dali().pipeline_def(enable_conditionals=self._conditional)
+        def define() -> tuple[DataNode, ...]:
+            return tuple(self._graph(modalities, on_gpu))
+
+        pipeline = define(
             batch_size=batch,
             num_threads=self._threads,
             device_id=gpu if on_gpu else None,
             prefetch_queue_depth=1,  # one batch in flight; reading ahead is the caller's
         )
-        with pipeline:
-            pipeline.set_outputs(*self._graph(modalities, on_gpu))
         pipeline.build()
         return pipeline
 

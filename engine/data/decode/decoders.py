@@ -9,6 +9,7 @@ import torch
 
 from omnitrunk.engine.data.config import DataConfig
 from omnitrunk.engine.data.decode.audio import AudioDecoder, center_offsets, random_offsets
+from omnitrunk.engine.data.decode.augment import RandAugment
 from omnitrunk.engine.data.decode.crop import center_crop, random_crop
 from omnitrunk.engine.data.decode.decoder import Decoder
 from omnitrunk.engine.data.decode.images import ImageDecoder
@@ -33,8 +34,9 @@ def make_decoder(
     threads = config.threads
     if modality == "points":
         scale, shift = ((1.0, 1.0), 0.0) if seed is None else (config.point_scale, config.point_shift)
-        rule = PointRule(count=config.points, normalize=config.normalize_points, scale=scale, shift=shift)
-        return PointDecoder(rule, seed=EVALUATION_KEY if seed is None else seed, threads=threads)
+        changes = {"scale": scale, "stretch": config.point_stretch, "shift": shift}
+        rule = PointRule(count=config.points, normalize=config.normalize_points, **changes)
+        return PointDecoder(rule, parts=config.parts, seed=EVALUATION_KEY if seed is None else seed, threads=threads)
     if modality == "audio":
         offsets = center_offsets if seed is None else partial(random_offsets, seed=seed)
         return AudioDecoder(offsets, samples=config.waveform, rate=config.sample_rate, batch=batch, threads=threads)
@@ -43,10 +45,23 @@ def make_decoder(
     else:
         rectangle = partial(random_crop, seed=seed, area=config.crop_area, flip=config.flip)
         first = partial(random_starts, seed=seed)
-    common = {"size": config.size, "batch": batch, "threads": threads, "device": device}
+    augment = _rand_augment(config, strides, seed)
+    common = {"size": config.size, "batch": batch, "threads": threads, "device": device, "augment": augment}
     if modality == "video":
         return VideoDecoder(first, rectangle, frames=config.frames, stride=config.frame_stride, **common)
     return ImageDecoder(strides, rectangle, **common)
+
+
+def _rand_augment(config: DataConfig, strides: Mapping[str, int], seed: int | None) -> RandAugment | None:
+    """None where nothing is augmented; ValueError where it would tear pictures and their maps apart."""
+    if seed is None or not config.randaugment:
+        return None
+    if len(strides) > 1:
+        raise ValueError(
+            f"data.randaugment = {config.randaugment} moves pictures, but not what is aligned with them "
+            f"({', '.join(strides)}): set it to 0"
+        )
+    return RandAugment(operations=config.randaugment, magnitude=config.randaugment_magnitude, seed=seed)
 
 
 def check_together(modalities: Mapping[str, int]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
+from omnitrunk.engine.data.decode.augment import RandAugment
 from omnitrunk.engine.data.decode.crop import Crop
 from omnitrunk.engine.data.decode.dali import DaliPipeline, dali, encoded
 from omnitrunk.engine.data.sample import EncodedSample
@@ -31,6 +32,7 @@ class ImageDecoder:
     depth   float32 (B, size, size, 1)          bicubic with antialiasing, divided by 65536
     semseg  uint8   (B, size / s, size / s)     nearest to `size`, then nearest again: a single step would differ
     The result is on `device`: a GPU decodes JPEG itself and gets the cut-outs of PNG files, which the host decodes.
+    `augment` changes pictures after that, and would tear them from their maps: it is for pictures alone.
     """
 
     def __init__(
@@ -42,11 +44,15 @@ class ImageDecoder:
         batch: int,
         threads: int,
         device: torch.device | str,
+        augment: RandAugment | None = None,
     ) -> None:
         self._strides = dict(strides)
         self._rectangle = rectangle
         self._size = size
-        self._pipeline = DaliPipeline(self._graph, list(strides), batch=batch, threads=threads, device=device)
+        self._augment = augment
+        self._pipeline = DaliPipeline(
+            self._graph, list(strides), batch=batch, threads=threads, device=device, conditional=augment is not None
+        )
 
     def submit(self, rows: Sequence[EncodedSample]) -> None:
         """Starts decoding one batch and returns."""
@@ -54,6 +60,8 @@ class ImageDecoder:
         positions = np.array([row.position for row in rows], dtype=np.int64)
         files = zip(*(row.files for row in rows), strict=True)
         inputs = {name: encoded(column) for name, column in zip(self._strides, files, strict=True)}
+        if self._augment:
+            inputs |= self._augment.draw(positions)
         self._pipeline.submit(inputs | self._rectangle(heights, widths, positions)._asdict())
 
     def collect(self) -> dict[str, torch.Tensor]:
@@ -81,7 +89,8 @@ class ImageDecoder:
 
         def output(modality: str) -> DataNode:
             if modality == "rgb":
-                return resize(cut(modality, "mixed" if on_gpu else "cpu", output_type=types.RGB), flip, size)
+                picture = resize(cut(modality, "mixed" if on_gpu else "cpu", output_type=types.RGB), flip, size)
+                return self._augment.apply(picture, size) if self._augment else picture
             if modality == "depth":
                 stored = cut(modality, output_type=types.ANY_DATA, dtype=types.UINT16)
                 return resize(stored, flip, size, dtype=types.FLOAT) / DEPTH_SCALE

@@ -1,4 +1,7 @@
-"""Makes point clouds of one size: which points, normalization, and the random scale and shift of training."""
+"""Makes point clouds of one size: which points, normalization, and the random scale and shift of training.
+
+The labels of points go with them: a point that is chosen brings its own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from omnitrunk.engine.data.decode.decoder import UndecodableRows
+from omnitrunk.engine.data.formats.point_files import read_labels
 from omnitrunk.engine.data.sample import EncodedSample
+from omnitrunk.engine.data.verify.images import BadFile
 from omnitrunk.kernels.philox import uniform, uniform_bits
 
 
@@ -22,22 +28,26 @@ class PointRule:
     normalize: bool
     """To the unit sphere: subtract the mean, divide by the largest distance from it."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Least and greatest factor, drawn for each axis."""
+    """Least and greatest factor."""
+    stretch: bool = True
+    """Whether a factor is drawn for each axis, or one for all."""
     shift: float = 0.0
     """Greatest shift along each axis, either way, after normalization."""
 
-    def apply(self, cloud: np.ndarray, seed: int, position: int) -> np.ndarray:
+    def apply(self, cloud: np.ndarray, seed: int, position: int) -> tuple[np.ndarray, np.ndarray]:
         """float32 (count, 3) of a cloud float32 (n, 3): subset, normalization, scale and shift, in this order.
 
         That is the order of Point-MAE (Pang et al. 2022, and its released loader), whose sphere fits the points seen.
+        With them comes which points of the cloud they are, int64 (count,).
         """
-        points = cloud[choose(len(cloud), self.count, seed, position)].astype(np.float64)
+        chosen = choose(len(cloud), self.count, seed, position)
+        points = cloud[chosen].astype(np.float64)
         if self.normalize:
             points -= points.mean(axis=0)
             points /= np.sqrt((points**2).sum(axis=1).max()) or 1.0
         draws = uniform(seed, "point augmentation", np.array([position], dtype=np.int64), 6)[0]
-        factors = self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:3]
-        return (points * factors + self.shift * (2 * draws[3:] - 1)).astype(np.float32)
+        factors = self.scale[0] + (self.scale[1] - self.scale[0]) * draws[: 3 if self.stretch else 1]
+        return (points * factors + self.shift * (2 * draws[3:] - 1)).astype(np.float32), chosen
 
 
 def choose(total: int, count: int, seed: int, position: int) -> np.ndarray:
@@ -52,24 +62,37 @@ def choose(total: int, count: int, seed: int, position: int) -> np.ndarray:
 
 
 class PointDecoder:
-    """Turns clouds, which the check has parsed, into points float32 (B, count, 3), with `threads` threads."""
+    """Turns clouds, which the check has parsed, into points float32 (B, count, 3), with `threads` threads.
 
-    def __init__(self, rule: PointRule, *, seed: int, threads: int) -> None:
+    Where there are `parts` to tell apart, also into parts int64 (B, count); a cloud without such labels cannot be used.
+    """
+
+    def __init__(self, rule: PointRule, *, parts: int = 0, seed: int, threads: int) -> None:
         self._rule = rule
+        self._parts = parts
         self._seed = seed
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="points")
-        self._in_flight: list[Future[np.ndarray]] = []
+        self._in_flight: list[Future[dict[str, np.ndarray]]] = []
 
     def submit(self, rows: Sequence[EncodedSample]) -> None:
         """Starts on one batch and returns."""
         assert not self._in_flight, "collect the batch in flight before the next is submitted"
-        self._in_flight = [self._pool.submit(self._rule.apply, r.facts[0], self._seed, r.position) for r in rows]
+        self._in_flight = [self._pool.submit(self._decode, row) for row in rows]
 
     def collect(self) -> dict[str, torch.Tensor]:
-        """Waits for the clouds of the batch in flight."""
-        clouds, self._in_flight = [future.result() for future in self._in_flight], []
-        return {"points": torch.from_numpy(np.stack(clouds))}
+        """Waits for the clouds of the batch in flight; UndecodableRows where some lack the labels asked for."""
+        futures, self._in_flight = self._in_flight, []
+        errors = [future.exception() for future in futures]
+        if bad := {row: ("points", str(error)) for row, error in enumerate(errors) if isinstance(error, BadFile)}:
+            raise UndecodableRows(bad)
+        clouds = [future.result() for future in futures]
+        return {name: torch.from_numpy(np.stack([cloud[name] for cloud in clouds])) for name in clouds[0]}
 
     def close(self) -> None:
         """Ends the threads."""
         self._pool.shutdown()
+
+    def _decode(self, row: EncodedSample) -> dict[str, np.ndarray]:
+        cloud = row.facts[0]
+        points, chosen = self._rule.apply(cloud.points, self._seed, row.position)
+        return {"points": points} | ({"parts": read_labels(cloud.labels, self._parts)[chosen]} if self._parts else {})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import torch
 
+from omnitrunk.engine.data.decode.augment import RandAugment
 from omnitrunk.engine.data.decode.dali import DaliPipeline, dali, encoded
 from omnitrunk.engine.data.decode.images import Rectangle, crop_inputs, resize
 from omnitrunk.engine.data.sample import Clip, EncodedSample
@@ -49,8 +50,8 @@ def clip_frames(totals: np.ndarray, first: np.ndarray, frames: int, stride: int)
 class VideoDecoder:
     """Turns up to `batch` encoded videos into clips: video uint8 (B, frames, size, size, 3), RGB.
 
-    All frames of a clip are cut by one rectangle, resized (bicubic with antialiasing) and mirrored alike. On a GPU the
-    frames are decoded there.
+    All frames of a clip are cut by one rectangle, resized (bicubic with antialiasing), mirrored, and changed by
+    `augment`, alike. On a GPU the frames are decoded there.
     """
 
     def __init__(
@@ -64,13 +65,17 @@ class VideoDecoder:
         batch: int,
         threads: int,
         device: torch.device | str,
+        augment: RandAugment | None = None,
     ) -> None:
         self._first = first
         self._rectangle = rectangle
         self._frames = frames
         self._stride = stride
         self._size = size
-        self._pipeline = DaliPipeline(self._graph, ("video",), batch=batch, threads=threads, device=device)
+        self._augment = augment
+        self._pipeline = DaliPipeline(
+            self._graph, ("video",), batch=batch, threads=threads, device=device, conditional=augment is not None
+        )
 
     def submit(self, rows: Sequence[EncodedSample]) -> None:
         """Starts decoding one batch and returns."""
@@ -82,6 +87,8 @@ class VideoDecoder:
         crop = self._rectangle(heights, widths, positions)
         inputs = {"video": encoded([row.files[0] for row in rows])}
         inputs["frames"] = clip_frames(totals, first, self._frames, self._stride)
+        if self._augment:
+            inputs |= self._augment.draw(positions)
         self._pipeline.submit(inputs | crop._asdict())
 
     def collect(self) -> dict[str, torch.Tensor]:
@@ -98,4 +105,5 @@ class VideoDecoder:
         frames = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
         data = fn.external_source(name=modalities[0], dtype=types.UINT8, ndim=1)
         clip = fn.decoders.video(data, frames=frames, device="mixed" if on_gpu else "cpu")
-        return [resize(fn.slice(clip, anchor, shape, axis_names="HW"), flip, self._size)]
+        cut = resize(fn.slice(clip, anchor, shape, axis_names="HW"), flip, self._size)
+        return [self._augment.apply(cut, self._size) if self._augment else cut]

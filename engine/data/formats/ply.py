@@ -16,16 +16,23 @@ TYPES = {
 }
 BYTE_ORDER = {"binary_little_endian": "<", "binary_big_endian": ">"}
 HEADER_END = b"end_header"
+LABELS = ("part", "label")
+"""Names of the vertex property that tells the part."""
 
 
 def read_ply(data: bytes) -> np.ndarray:
-    """x, y, z of every vertex, float64 (n, 3). The vertices must be the first element, as every writer has it."""
+    """x, y, z of every vertex, and its part where it has one: float64 (n, 3) or (n, 4).
+
+    The vertices must be the first element, as every writer has it.
+    """
     stop = data.find(HEADER_END)
     start = data.find(b"\n", stop) + 1
     if stop < 0 or not start:
         raise ValueError("a PLY header without an end")
     layout, count, fields = _header(data[:stop].decode("ascii"))
-    places = [[name for name, _ in fields].index(axis) for axis in "xyz"]
+    names = [name for name, _ in fields]
+    columns = [*"xyz", *[name for name in LABELS if name in names][:1]]
+    places = [names.index(name) for name in columns]
     if layout == "ascii":
         words = data[start:].split()[: count * len(fields)]
         if len(words) < count * len(fields):
@@ -35,7 +42,7 @@ def read_ply(data: bytes) -> np.ndarray:
         raise ValueError(f"PLY format {layout}")
     record = np.dtype([(name, BYTE_ORDER[layout] + kind) for name, kind in fields])
     vertices = np.frombuffer(data, record, count, start)
-    return np.stack([vertices[axis].astype(np.float64) for axis in "xyz"], axis=1)
+    return np.stack([vertices[name].astype(np.float64) for name in columns], axis=1)
 
 
 def _header(text: str) -> tuple[str, int, list[tuple[str, str]]]:

@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 
 from omnitrunk.engine.data.formats.ply import read_ply
+from omnitrunk.engine.data.sample import Cloud
 from omnitrunk.engine.data.verify.images import BadFile
 
 NPY_SIGNATURE = b"\x93NUMPY"
@@ -24,11 +25,12 @@ REFUSALS = (ValueError, IndexError, EOFError, OSError, RuntimeError, struct.erro
 """What readers of damaged bytes raise."""
 
 
-def read_points(data: bytes) -> np.ndarray:
-    """The coordinates of a cloud, float32 (n, 3); BadFile where there are none, or one is not finite.
+def read_points(data: bytes) -> Cloud:
+    """The coordinates and labels of a cloud; BadFile where there are no coordinates, or one is not finite.
 
     .npy and .npz (the array "points", or the only one) hold (n, 3 or more) numbers, .ply the vertex properties x, y, z,
-    .off its vertices, and text one point a line. Columns after the third (normals, colors, labels) are left out.
+    .off its vertices, and text one point a line. Labels are the last column after the third; of .npz the array "parts"
+    where there is one; of .ply the property "part" or "label". Other columns (normals, colors) are left out.
     """
     if not data:
         raise BadFile("empty file")
@@ -39,15 +41,26 @@ def read_points(data: bytes) -> np.ndarray:
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
         raise BadFile(f"not a cloud of (n, 3 or more) numbers: {points.dtype} {points.shape}")
     with np.errstate(over="ignore"):  # what overflows is not finite, and refused below
-        points = points[:, :3].astype(np.float32)
+        points, labels = points[:, :3].astype(np.float32), points[:, -1] if points.shape[1] > 3 else None
     if not len(points):
         raise BadFile("a cloud without points")
     if not np.isfinite(points).all():
         raise BadFile(f"{(~np.isfinite(points)).any(axis=1).sum()} of {len(points)} points are not finite")
-    return points
+    return Cloud(points, labels)
+
+
+def read_labels(labels: np.ndarray | None, parts: int) -> np.ndarray:
+    """Labels as int64 (n,); BadFile unless there are any, all of them whole numbers from 0 to below `parts`."""
+    if labels is None:
+        raise BadFile("no part labels: they are the column after the coordinates, or set data.parts = 0")
+    wrong = ~((labels >= 0) & (labels < parts) & (np.floor(labels) == labels))
+    if wrong.any():
+        raise BadFile(f"part {labels[wrong][0]:g} is none of 0..{parts - 1}: set data.parts to what the files hold")
+    return labels.astype(np.int64)
 
 
 def _read(data: bytes) -> np.ndarray:
+    """A table (n, 3 or more): coordinates, and labels as the last column where there are more."""
     if data.startswith(NPY_SIGNATURE):
         return _read_npy(data)
     if data.startswith(b"PK\x03\x04"):
@@ -81,7 +94,10 @@ def _read_npz(data: bytes) -> np.ndarray:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         if "points.npy" in names or len(names) == 1:
-            return _read_npy(archive.read("points.npy" if "points.npy" in names else names[0]))
+            points = _read_npy(archive.read("points.npy" if "points.npy" in names else names[0]))
+            if "parts.npy" not in names or "points.npy" not in names:
+                return points
+            return np.concatenate([points[:, :3], _read_npy(archive.read("parts.npy")).reshape(-1, 1)], axis=1)
     raise ValueError(f"arrays {', '.join(names)}, none of which is named points")
 
 

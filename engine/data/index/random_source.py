@@ -54,5 +54,7 @@ def _noise(draw: np.random.Generator, modality: str, config: DataConfig, size: i
         waves = 2 * draw.random((SAMPLES, config.waveform), dtype=np.float32) - 1
         return {"audio": waves, "audio_length": np.full(SAMPLES, config.waveform, dtype=np.int64)}
     if modality == "points":
-        return {modality: draw.standard_normal((SAMPLES, config.points, 3), dtype=np.float32) / 3}
+        points = draw.standard_normal((SAMPLES, config.points, 3), dtype=np.float32) / 3
+        parts = {"parts": draw.integers(0, config.parts, points.shape[:2])} if config.parts else {}
+        return {modality: points, **parts}
     return {modality: draw.integers(0, CLASSES, (SAMPLES, size, size), dtype=np.uint8)}
