@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,13 @@ class EvaluateConfig:
     """Samples of the train split that vote on each sample of the val split."""
     modality: str = ""
     """The input modality that features are computed from; empty takes the first one of the model."""
+    pool: Literal["mean", "tokens"] = "mean"
+    """What is compared by the probe: the mean over the tokens of a sample, or all tokens side by side, which keeps the
+    places that they have in a picture, as the raw input does."""
 
     def __post_init__(self) -> None:
+        if self.pool not in ("mean", "tokens"):
+            raise ValueError(f"evaluate.pool = {self.pool!r} must be mean or tokens")
         if self.every < 0 or self.neighbors < 1:
             raise ValueError(
                 f"evaluate.every = {self.every} must be 0 or more and evaluate.neighbors = {self.neighbors} 1 or more"
@@ -63,12 +68,15 @@ Features = Callable[[Batch], Tensor]
 """A batch to one vector per sample, (B, D)."""
 
 
-def model_features(model: nn.Module, modality: str, device: torch.device, precision: str) -> Features:
-    """Features of a model from one modality, all its patches visible."""
+def model_features(
+    model: nn.Module, modality: str, device: torch.device, precision: str, pool: str = "mean"
+) -> Features:
+    """Features of a model from one modality, all its patches visible; `pool` as in EvaluateConfig."""
+    encoded = model.features if pool == "mean" else model.encode
 
     def compute(batch: Batch) -> Tensor:
         with torch.no_grad(), autocast(device, precision):
-            return model.features(batch.tensors, (modality,)).float()
+            return encoded(batch.tensors, (modality,)).float().flatten(1)
 
     return compute
 
@@ -105,8 +113,8 @@ def evaluate(config: RunConfig, model: nn.Module, device: torch.device) -> dict[
         return part_scores(config, model, device)
     untrained = build_model(config.model, config.run.seed).to(device)
     spaces = {
-        "trained": model_features(model, modality, device, precision),
-        "random": model_features(untrained, modality, device, precision),
+        "trained": model_features(model, modality, device, precision, config.evaluate.pool),
+        "random": model_features(untrained, modality, device, precision, config.evaluate.pool),
         "raw": raw_features(modality),
     }
     return probe(config, spaces, device)
@@ -116,7 +124,7 @@ def evaluate_briefly(config: RunConfig, model: nn.Module, device: torch.device) 
     """What is logged while a run goes on: "knn" of the trained encoder, "top1", or both means of a segmenter."""
     if isinstance(model, (*CLASSIFIERS, PartSegmenter)):
         return briefly(evaluate(config, model, device))
-    features = model_features(model, _modality(config), device, config.run.precision)
+    features = model_features(model, _modality(config), device, config.run.precision, config.evaluate.pool)
     return {"knn": probe(config, {"trained": features}, device)["trained"]}
 
 

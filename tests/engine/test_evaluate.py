@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from omnitrunk.engine.data import evaluation_batches
 from omnitrunk.engine.evaluate import evaluate, model_features, probe, raw_features, table, write_scores
 from omnitrunk.engine.knn import knn_accuracy
 from omnitrunk.models import MultiMAE
@@ -86,6 +87,19 @@ def test_three_spaces_are_compared_and_written_next_to_the_checkpoint(colors, tm
     assert "5-nearest-neighbor" in text and text.endswith("raw input            100.00%")
     record = json.loads(write_scores(tmp_path, scores, colors).read_text())
     assert record["knn"] == scores and record["neighbors"] == 5
+
+
+@needs_dali
+def test_tokens_side_by_side_keep_their_places(colors):
+    model = MultiMAE(colors.model, 1)
+    batch = next(evaluation_batches(colors.data, "val", ("rgb",), 4, device=CPU))
+    mean, tokens = (model_features(model, "rgb", CPU, "fp32", pool)(batch) for pool in ("mean", "tokens"))
+    torch.testing.assert_close(tokens.unflatten(1, (-1, mean.shape[1])).mean(dim=1), mean)
+    config = replace(colors, evaluate=replace(colors.evaluate, pool="tokens"))
+    expected = probe(config, {"tokens": model_features(model, "rgb", CPU, "fp32", "tokens")}, CPU)["tokens"]
+    assert evaluate(config, model, CPU)["trained"] == expected
+    with pytest.raises(ValueError, match="must be mean or tokens"):
+        replace(colors.evaluate, pool="max")
 
 
 @needs_dali
