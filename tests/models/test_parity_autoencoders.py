@@ -29,6 +29,7 @@ def recorded(system, tmp_path) -> Path:
             "videomae",
             ["encoder_out", "target", "loss_f64", "grad.mask_token", "__total_norm", "win8x14x14", "gradnorm.fc_norm"],
         ),
+        ("audiomae", ["encoder_out", "loss_f64", "grad.mask_token", "logits"]),
         ("pointmae", ["fps_idx", "knn_idx", "pred_points_train", "grad_pred_cdl1", "logits_eval"]),
         (
             "m2pt",
@@ -54,6 +55,9 @@ def test_everything_recorded_is_reproduced(system, rows, recorded, capsys):
         ("videomae", "videomae_a_io", "patches_all"),
         ("videomae", "videomae_a_grads", "mask_token"),
         ("videomae", "videomae_a_finetune", "fc_norm.weight"),
+        ("audiomae", "audiomae_a_2d_weights", "mask_token"),
+        ("audiomae", "audiomae_a_2d_io", "encoder_out"),
+        ("audiomae", "audiomae_a_finetune", "head.weight"),
         ("pointmae", "pointmae_a_weights", "mask_token"),
         ("pointmae", "pointmae_a_classify", "cls_pos"),
         ("pointmae", "front_end_a", "scale_translate_out"),
