@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,7 @@ from omnitrunk.engine.data import Batch, DataConfig, evaluation_batches, open_in
 from omnitrunk.engine.knn import knn_accuracy
 from omnitrunk.engine.segmentation import shape_scores, summary
 from omnitrunk.engine.step import autocast
-from omnitrunk.models import Classifier, PartSegmenter, PointClassifier, build_model
+from omnitrunk.models import Classifier, MaskedAutoencoder, PartSegmenter, PointClassifier, build_model
 
 if TYPE_CHECKING:
     from omnitrunk.engine.config import RunConfig
@@ -52,8 +53,8 @@ class EvaluateConfig:
     modality: str = ""
     """The input modality that features are computed from; empty takes the first one of the model."""
     pool: Literal["mean", "tokens"] = "mean"
-    """What is compared by the probe: the mean over the tokens of a sample, or all tokens side by side, which keeps the
-    places that they have in a picture, as the raw input does."""
+    """What is compared by the probe: the mean over a sample's tokens; or all of them side by side, which keeps the places
+    that they have in a picture, as the raw input does, and before the final norm, which makes them equally long."""
 
     def __post_init__(self) -> None:
         if self.pool not in ("mean", "tokens"):
@@ -73,6 +74,8 @@ def model_features(
 ) -> Features:
     """Features of a model from one modality, all its patches visible; `pool` as in EvaluateConfig."""
     encoded = model.features if pool == "mean" else model.encode
+    if pool == "tokens" and isinstance(model, MaskedAutoencoder):
+        encoded = partial(model.encode, normed=False)
 
     def compute(batch: Batch) -> Tensor:
         with torch.no_grad(), autocast(device, precision):

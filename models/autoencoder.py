@@ -49,13 +49,18 @@ class MaskedAutoencoder(Encoder):
         loss = self.objective(prediction, sample, plan.masked)
         return {self.config.outputs[0]: loss, "loss": loss}
 
-    def encode(self, tensors: Mapping[str, Tensor], tasks: Sequence[str] | None = None) -> Tensor:
-        """Encodings (B, C + N, D) of all tokens, normed, class token first; `tasks` can only name the one input."""
+    def encode(
+        self, tensors: Mapping[str, Tensor], tasks: Sequence[str] | None = None, *, normed: bool = True
+    ) -> Tensor:
+        """Encodings (B, C + N, D) of all tokens, class token first; `tasks` can only name the one input.
+
+        Not `normed`, they are what fine-tuning takes over: the final norm belongs to pre-training.
+        """
         self.check_tasks(tasks)
         sample = self.prepare(tensors)
         first = next(iter(sample.values()))
         everything = all_tokens(len(first), self.config.total_tokens, first.device)
-        return self.encode_tokens(sample, everything, norm=self.norm)
+        return self.encode_tokens(sample, everything, norm=self.norm if normed else None)
 
     def features(self, tensors: Mapping[str, Tensor], tasks: Sequence[str] | None = None) -> Tensor:
         """One vector for each sample, (B, D): the mean over the encodings of all tokens but the class token."""
