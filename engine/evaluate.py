@@ -53,8 +53,9 @@ class EvaluateConfig:
     modality: str = ""
     """The input modality that features are computed from; empty takes the first one of the model."""
     pool: Literal["mean", "tokens"] = "mean"
-    """What is compared by the probe: the mean over a sample's tokens; or all of them side by side, which keeps the places
-    that they have in a picture, as the raw input does, and before the final norm, which makes them equally long."""
+    """What is compared by the probe: the mean over a sample's tokens; or all of them side by side, which keeps the
+    places that they have in a picture, as the raw input does. The latter come before the final norm, which makes them
+    equally long."""
 
     def __post_init__(self) -> None:
         if self.pool not in ("mean", "tokens"):

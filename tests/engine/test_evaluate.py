@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from omnitrunk.engine.data import evaluation_batches
+from omnitrunk.engine.data import Batch, evaluation_batches
 from omnitrunk.engine.evaluate import evaluate, model_features, probe, raw_features, table, write_scores
 from omnitrunk.engine.knn import knn_accuracy
-from omnitrunk.models import MultiMAE
+from omnitrunk.models import MAEConfig, MaskedAutoencoder, MultiMAE
 from tests.engine.data_files import encode
 from tests.engine.tiny import needs_dali, tiny
 
@@ -100,6 +100,17 @@ def test_tokens_side_by_side_keep_their_places(colors):
     assert evaluate(config, model, CPU)["trained"] == expected
     with pytest.raises(ValueError, match="must be mean or tokens"):
         replace(colors.evaluate, pool="max")
+
+
+def test_tokens_side_by_side_come_before_the_final_norm(seed):
+    config = MAEConfig(image_size=32, width=16, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
+    model = MaskedAutoencoder(config, seed)
+    torch.nn.init.uniform_(model.norm.weight)
+    tensors = {"rgb": torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)}
+    batch = Batch(tensors=tensors, labels=torch.zeros(2), positions=np.arange(2))
+    tokens = model_features(model, "rgb", CPU, "fp32", "tokens")(batch)
+    normed = model.norm(tokens.view(2, -1, 16)).detach()
+    torch.testing.assert_close(normed, model.encode(tensors).detach())
 
 
 @needs_dali
