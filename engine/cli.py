@@ -12,7 +12,10 @@ from pathlib import Path
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 """Exit codes, besides 75: stopped by a signal after a checkpoint."""
 
-_SYSTEMS = "multimae, mae, videomae, audiomae, pointmae, classifier, point_classifier, part_segmenter or m2pt"
+_SYSTEMS = (
+    "multimae, mae, videomae, audiomae, pointmae, classifier, point_classifier, part_segmenter, omnivore, omnimae "
+    "or m2pt"
+)
 _ALLOWED = "keys that may be left over or missing, such as 'head.*'"
 _AVERAGED = "of a run: the trained weights or their average (default: the average where there is one)"
 

@@ -95,6 +95,10 @@ class RunConfig:
                 f"log.images_every = {self.log.images_every}: a classifier without pathways has nothing to draw; "
                 "set it to 0"
             )
+        if self.log.images_every and not getattr(self.model, "drawn", True):
+            raise ValueError(
+                f"log.images_every = {self.log.images_every}: there is nothing to draw of this model; set it to 0"
+            )
         if self.run.cuda_graph and len(self.model.inputs) > 1:
             raise ValueError(
                 "run.cuda_graph = true needs batches of one shape, but the visible tokens of several inputs are split "

@@ -17,16 +17,19 @@ from typing import Any, Literal
 
 from omnitrunk.engine import durable
 from omnitrunk.engine.config import RunConfig, as_dict, load, read
-from omnitrunk.engine.weights import JOINED, Kind, Weights, open_weights, write_weights
+from omnitrunk.engine.weights import JOINED, PARTS, Kind, Weights, open_weights, write_weights
 from omnitrunk.models import find_system
 from omnitrunk.models.official import m2pt, timm
 from omnitrunk.models.official.parts import Layout
 from omnitrunk.models.official.state_dicts import layout
 from omnitrunk.models.official.transfer import Account, from_release, to_release
+from omnitrunk.models.omnivore_config import RELEASED_SETS
 
 Target = Literal["omnitrunk", "official", "timm"]
 M2PT = "m2pt"
 """A classifier with joined layers: no system of its own here, but a layout of its own in the release."""
+CONTAINERS = {"pointmae": "base_model", "omnivore": PARTS}
+"""Where the releases keep what others keep under "model"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ def convert(request: Request) -> str:
     except ValueError as error:
         raise ValueError(f"{request.source}: {error}, or --allow it by name") from error
     metadata = {"omnitrunk": request.target, "system": request.system, "config": json.dumps(as_dict(config))}
-    container = "base_model" if request.system == "pointmae" else "model"
+    container = CONTAINERS.get(request.system, "model") if request.target == "official" else "model"
     write_weights(request.output, tensors, metadata, container)
     if request.report is not None:
         durable.write_text(request.report, json.dumps(_report(request, weights, sizes, account), indent=1))
@@ -83,7 +86,8 @@ def _config(request: Request, weights: Weights) -> tuple[RunConfig, str]:
         where = "the run" if request.source.is_dir() else "the file's metadata"
         return read(weights.config, request.overrides, where=f"{weights.path}: "), where
     name = "classifier" if request.system == M2PT else find_system(request.system).config.system
-    return read({"model": {"system": name}}, request.overrides), f"the published {request.system}"
+    published = RELEASED_SETS if name == "omnivore" else {}
+    return read({"model": {"system": name, **published}}, request.overrides), f"the published {request.system}"
 
 
 def _model(request: Request, config: RunConfig) -> tuple[Any, bool]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from torch import nn
 
 from omnitrunk.engine.config import RunConfig
-from omnitrunk.models import ClassifierConfig, MultiMAEConfig
+from omnitrunk.models import ClassifierConfig, MultiMAEConfig, OmnivoreConfig
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.masking.mask_plan import MaskPlan
 from omnitrunk.models.masking.plan import Plan
@@ -64,10 +65,14 @@ def size_text(size: float) -> str:
     return f"{size / 1e3:.1f} kB"
 
 
-def activation_values(config: MultiMAEConfig | AutoencoderConfig | ClassifierConfig, plan: Plan) -> float:
+def activation_values(
+    config: MultiMAEConfig | AutoencoderConfig | ClassifierConfig | OmnivoreConfig, plan: Plan
+) -> float:
     """Numbers that a forward pass keeps for the backward pass, per sample."""
     if isinstance(config, MultiMAEConfig):
         return _multimae_values(config, plan)
+    if isinstance(config, OmnivoreConfig):
+        return max(_omnivore_values(config, name) for name in config.classes)
     shape = getattr(config, "encoder_config", config)
     kept = shape.depth * (config.keep + shape.class_token) * shape.width
     if isinstance(config, AutoencoderConfig):
@@ -84,3 +89,14 @@ def _multimae_values(config: MultiMAEConfig, plan: MaskPlan) -> float:
         scored = len(plan.masked[output]) / samples * config.patch_values(output)
         kept += decoded + 3 * length * config.decoder_width + 2 * scored
     return kept
+
+
+def _omnivore_values(config: OmnivoreConfig, dataset: str) -> float:
+    """Of every block, or of one block at a time and what lies between them where blocks are computed again."""
+    per_width = VECTORS + 2 * config.mlp_ratio
+    values = [prod(size) * (config.width << stage) for stage, size in enumerate(config.maps(dataset))]
+    if config.recompute:
+        return (
+            sum(2 * depth * value for depth, value in zip(config.depths, values, strict=True)) + values[0] * per_width
+        )
+    return sum(depth * value * per_width for depth, value in zip(config.depths, values, strict=True))

@@ -45,6 +45,8 @@ def draw_sheet(config: RunConfig, model: nn.Module, device: torch.device, *, sam
     """
     if isinstance(model, (Classifier, PointClassifier)):
         return draw_scales(scales(model), [Path(path).name for path in config.pathway.auxiliaries])
+    if not getattr(config.model, "drawn", True):
+        raise ValueError(f"there is nothing to draw of this {config.model.system}: it reconstructs no pictures")
     seed, names = config.run.seed, config.model.reads
     plain = {"crop_area": (1.0, 1.0), "flip": False, "point_scale": (1.0, 1.0), "point_shift": 0.0}
     data = replace(config.data, train_split=config.data.val_split, batch=samples, **plain)

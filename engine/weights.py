@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,9 +26,11 @@ from omnitrunk.models.official.transfer import WRAPPINGS
 
 CONTAINERS = ("model", "module", "state_dict", "base_model")
 """Keys under which the releases keep a state dict."""
-PRETRAINING = re.compile(r"^(norm|decoder|objective)\.")
+PARTS = ("trunk", "heads")
+"""Keys under which Omnivore's release keeps two; here they begin the names of its tensors."""
+PRETRAINING = re.compile(r"^(norm|decoder|objective|heads)\.")
 """What pre-training has of its own."""
-FINETUNING = re.compile(r"^(norm|head)\.|^class_position$|\.pathway\.")
+FINETUNING = re.compile(r"^(norm|heads?)\.|^class_position$|\.pathway\.")
 """What a model that starts from it has of its own."""
 JOINED = re.compile(r"\.pathway\.|\.cross_modal_scale$")
 """What a linear layer has that is joined with those of other models, here and in the release of M2PT."""
@@ -121,10 +123,11 @@ def start_from(model: nn.Module, path: str | Path) -> str:
 
 
 def write_weights(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], container: str = "model"
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], container: str | Sequence[str] = "model"
 ) -> None:
     """Write .safetensors with metadata, or .pth and .pt with the tensors under the key `container`; all or nothing.
 
+    Of several containers each holds the tensors whose names begin with it, without that beginning.
     Raises ValueError for other names and OSError, with `path` as it was, where the disk does not take it.
     """
     if path.suffix not in (".safetensors", ".pth", ".pt"):
@@ -138,7 +141,7 @@ def write_weights(
         if path.suffix == ".safetensors":
             save_file(alone, temporary, dict(metadata))
         else:
-            torch.save({container: alone}, temporary)
+            torch.save({container: alone} if isinstance(container, str) else _split(alone, container), temporary)
         durable.sync(temporary)
         temporary.rename(path)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -187,6 +190,8 @@ def _of_torch(path: Path) -> Weights:
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise ValueError(f"a {type(content).__name__} and no state dict")
+    if all(isinstance(content.get(name), Mapping) for name in PARTS):
+        content = {f"{part}.{name}": value for part in PARTS for name, value in content[part].items()}
     container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
     found = content if container is None else content[container]
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
@@ -195,3 +200,10 @@ def _of_torch(path: Path) -> Weights:
     origin = "torch file" if container is None else f"torch file, key {container!r}"
     beside = [str(name) for name in {**content, **found} if name != container and str(name) not in tensors]
     return Weights(path=path, tensors=tensors, origin=f"{origin}; beside it {', '.join(beside) or 'nothing'}")
+
+
+def _split(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    return {
+        part: {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+        for part in parts
+    }

@@ -16,8 +16,11 @@ from omnitrunk.models.classifier_config import ClassifierConfig
 from omnitrunk.models.mae import MAEConfig
 from omnitrunk.models.multimae import MultiMAE
 from omnitrunk.models.multimae_config import MultiMAEConfig
-from omnitrunk.models.official import audiomae, classifier, mae, multimae, pointmae, videomae
+from omnitrunk.models.official import audiomae, classifier, mae, multimae, omnimae, omnivore, pointmae, videomae
 from omnitrunk.models.official.parts import Layout
+from omnitrunk.models.omnimae import OmniMAEConfig
+from omnitrunk.models.omnivore import Omnivore
+from omnitrunk.models.omnivore_config import OmnivoreConfig
 from omnitrunk.models.part_segmenter import PartSegmenter, PartSegmenterConfig
 from omnitrunk.models.point_classifier import PointClassifier, PointClassifierConfig
 from omnitrunk.models.pointmae import PointMAEConfig
@@ -45,6 +48,8 @@ SYSTEMS: dict[str, System] = {
     "classifier": System(config=ClassifierConfig, model=Classifier, layout=classifier.layout),
     "point_classifier": System(config=PointClassifierConfig, model=PointClassifier, layout=pointmae.classifier_layout),
     "part_segmenter": System(config=PartSegmenterConfig, model=PartSegmenter, layout=pointmae.segmenter_layout),
+    "omnivore": System(config=OmnivoreConfig, model=Omnivore, layout=omnivore.layout),
+    "omnimae": System(config=OmniMAEConfig, model=MaskedAutoencoder, layout=omnimae.layout),
 }
 
 

@@ -7,7 +7,7 @@ undoes the other, and account for every key of both sides.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -138,13 +138,23 @@ class Computed:
     value: Tensor
 
 
-Layout = Iterable[Part | Computed]
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """A tensor of the release that follows from the model's sizes; ours has none, and a file may lack it."""
+
+    official: str
+    value: Callable[[], Tensor]
+
+
+AnyPart = Part | Computed | Derived
+Layout = Iterable[AnyPart]
 
 
 def read(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Our state dict from a released one; ValueError for the first key that is missing, unexpected or misshapen."""
     layout = list(layout)
     targets = _by_target(layout)
+    state = _without_derived(state, layout)
     _check_keys(state, [part.official for parts in targets.values() for part in parts], "official state dict")
     for part in (part for parts in targets.values() for part in parts):
         if not part.accepts(state[part.official].shape):
@@ -170,7 +180,17 @@ def write(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
         for part, rows in zip(parts, state[name].split(counts), strict=True):
             there = official.get(part.official)
             official[part.official] = part.to_official(rows) if there is None else part.put_into(there, rows)
-    return official
+    return official | {part.official: part.value() for part in layout if isinstance(part, Derived)}
+
+
+def _without_derived(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The released tensors but for those that follow from the sizes; ValueError where they would be others."""
+    derived = {part.official: part for part in layout if isinstance(part, Derived)}
+    for key in derived.keys() & state.keys():
+        value = derived[key].value()
+        if not torch.equal(state[key], value.to(state[key])):
+            raise ValueError(f"{key} is not what follows from the sizes, {tuple(value.shape)}; fit the config")
+    return {key: value for key, value in state.items() if key not in derived}
 
 
 def _by_target(layout: Layout) -> dict[str, list[Part]]:

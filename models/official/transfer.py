@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from omnitrunk.models.official.parts import Computed, Grids, Layout, Part, SequenceTable, read, write
+from omnitrunk.models.official.parts import AnyPart, Computed, Derived, Grids, Layout, Part, SequenceTable, read, write
 
 WRAPPINGS = re.compile(r"^((_orig_mod|module|encoder|backbone|MAE_encoder)\.)+")
 """What may stand before the names of a model's or an encoder's tensors."""
@@ -49,7 +49,7 @@ def from_release(
     ValueError for the first key that is missing, unexpected or misshapen.
     """
     account, everything = Account(), list(layout)
-    origin = _origins(state, {part.official for part in everything if isinstance(part, Part)}, account)
+    origin = _origins(state, {name for part in everything if (name := _name(part, "official"))}, account)
     kept, parts = _select(origin, everything, "official", allow, account, encoder_only=encoder_only)
     named = {name: state[origin[name]] for name in kept}
     named = _move_class_position(named, parts, account)
@@ -57,6 +57,10 @@ def from_release(
     for part in parts:
         if isinstance(part, Computed):
             account.notes.append(f"{part.ours} was computed: the release stores none")
+            continue
+        if isinstance(part, Derived):
+            if key := origin.get(part.official):
+                account.dropped[key] = "it follows from the sizes"
             continue
         key = origin[part.official]
         account.used[key] = (*account.used.get(key, ()), part.ours)
@@ -77,6 +81,8 @@ def to_release(
     for part in parts:
         if isinstance(part, Computed):
             account.dropped[part.ours] = "the release computes it"
+        elif isinstance(part, Derived):
+            account.notes.append(f"{part.official} was computed: ours stores none")
         else:
             account.used[part.ours] = (*account.used.get(part.ours, ()), part.official)
     return official, account
@@ -102,17 +108,17 @@ def _origins(keys: Iterable[str], expected: Collection[str], account: Account) -
 
 def _select(
     origin: Mapping[str, str],
-    layout: list[Part | Computed],
+    layout: list[AnyPart],
     side: Side,
     allow: Sequence[str],
     account: Account,
     *,
     encoder_only: bool,
-) -> tuple[list[str], list[Part | Computed]]:
+) -> tuple[list[str], list[AnyPart]]:
     """The keys to convert and the parts of the layout that they fill; the account learns of all others."""
-    decoder = {name for part in layout if part.ours.startswith(DECODER) and (name := _name(part, side))}
+    decoder = {name for part in layout if _of_decoder(part) and (name := _name(part, side))}
     if encoder_only or (decoder and decoder.isdisjoint(origin)):
-        layout = [part for part in layout if not part.ours.startswith(DECODER)]
+        layout = [part for part in layout if not _of_decoder(part)]
         account.dropped.update({origin[key]: "only the encoder is wanted" for key in origin if key in decoder})
         if decoder and decoder.isdisjoint(origin):
             account.notes.append("the file is an encoder's: what a decoder has is absent, as it may be")
@@ -130,12 +136,16 @@ def _select(
     return [key for key in origin if key not in gone], whole
 
 
-def _name(part: Part | Computed, side: Side) -> str | None:
-    """The part's key on one side; the release has none for what it computes."""
+def _of_decoder(part: AnyPart) -> bool:
+    return (_name(part, "ours") or "").startswith(DECODER)
+
+
+def _name(part: AnyPart, side: Side) -> str | None:
+    """The part's key on one side; there is none for what that side computes."""
     return getattr(part, side, None)
 
 
-def _without(layout: list[Part | Computed], side: Side, missing: Collection[str]) -> list[Part | Computed]:
+def _without(layout: list[AnyPart], side: Side, missing: Collection[str]) -> list[AnyPart]:
     """The layout without the parts of missing keys, nor those that share a tensor with them on either side."""
     lost = {(side, name) for name in missing}
     while linked := {end for part in layout if lost & _ends(part) for end in _ends(part)}:
@@ -144,7 +154,7 @@ def _without(layout: list[Part | Computed], side: Side, missing: Collection[str]
     return layout
 
 
-def _ends(part: Part | Computed) -> set[tuple[str, str]]:
+def _ends(part: AnyPart) -> set[tuple[str, str]]:
     return {(side, name) for side in ("official", "ours") if (name := _name(part, side))}
 
 

@@ -26,10 +26,10 @@ def random_bytes(seed, *shape):
 @pytest.mark.parametrize("frames", [(), (3,)])
 @pytest.mark.parametrize("options", [{}, {"mixup": 0.0}, {"cutmix": 0.0}, {"mixed": 0.4}])
 def test_pixels_are_mixed_as_told(seed, frames, options):
-    mixing, pixels = mixing_of(seed, range(10, 26), **options), random_bytes(seed, 16, *frames, *SHAPE, 3)
+    mixing, pixels = mixing_of(seed, range(10, 74), **options), random_bytes(seed, 64, *frames, *SHAPE, 3)
     mixtures, kinds = mix_pixels(pixels, mixing), set()
     assert mixtures.dtype == torch.uint8
-    for row in range(16):
+    for row in range(64):
         own, other = pixels[row].double().numpy(), pixels[row ^ 1].double().numpy()
         (top, bottom, left, right), share = mixing.box[row].tolist(), mixing.share[row].item()
         area = (bottom - top) * (right - left) / (SHAPE[0] * SHAPE[1])

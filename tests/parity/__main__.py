@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.parity import audiomae, m2pt, mae, multimae, pointmae, videomae
+from tests.parity import audiomae, m2pt, mae, multimae, omnimae, omnivore, pointmae, videomae
 from tests.parity.folder import Check, Recorded, read_folder
 from tests.parity.report import DOUBLE, SINGLE, Precision, Report
 
@@ -22,6 +22,8 @@ SYSTEMS: dict[str, Callable[[list[Recorded]], list[Check]]] = {
     "videomae": videomae.find,
     "audiomae": audiomae.find,
     "pointmae": pointmae.find,
+    "omnivore": omnivore.find,
+    "omnimae": omnimae.find,
 }
 
 
