@@ -76,13 +76,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(joined)), list(reversed(joined)))
         alone = np.array(list(found[BASELINE].values()))
-        axes.set_title(f"{target}: alone {alone.mean():.1f} %", fontsize=11)
+        shots = next(row["shots"] for row in rows if row["target"] == target)
+        axes.set_title(f"{target}: alone {alone.mean():.1f} %, {shots or 'all'} samples a class", fontsize=11)
         axes.set_xlabel("points of top-1 gained")
         axes.grid(axis="x", alpha=0.3)
-    first = rows[0]
     figure.suptitle(
-        f"Targets joined with other models; {first['shots']} labelled samples a class, {first['steps']} steps; "
-        "blue: other modalities, gray: controls",
+        f"Targets joined with other models, {rows[0]['steps']} steps; blue: other modalities, gray: controls",
         fontsize=11,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, append a row for each training, print the table, draw the plot where asked."""
     options = parser().parse_args(arguments)
     pretrained = pretrained_runs(options.runs)
-    settings = {"steps": options.steps, "shots": options.shots, "lr": options.lr, "batch": options.batch}
-    rows = _measured(options.json, settings)
+    shots = shots_of(options.shots, pretrained)
+    settings = {"steps": options.steps, "lr": options.lr, "batch": options.batch}
+    rows = _measured(options.json, settings, shots)
     done = {(row["target"], row["arm"], row["seed"]) for row in rows}
     wanted = [
         arm
@@ -66,12 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (arm.target, arm.name, arm.seed) not in done
     ]
     for target, config in pretrained.items():
-        write_lists(config, options.folder / "lists" / target, options.shots)
+        write_lists(config, options.folder / "lists" / target, shots[target])
     neighbors, threads = machine.Neighbors(), max(1, (os.cpu_count() or 1) // options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:
         work = ((arm, recipe(arm, pretrained[arm.target], options)) for arm in wanted)
         for arm, found in pool.map(lambda pair: (pair[0], fine_tune(*pair, threads)), work):
-            row = {"target": arm.target, "arm": arm.name, "seed": arm.seed, **settings, **found}
+            row = {"target": arm.target, "arm": arm.name, "seed": arm.seed, "shots": shots[arm.target]}
+            row |= settings | found
             rows.append(row | machine.context(threads, neighbors))
             harness.append_json(options.json, rows[-1:])
             print(f"{len(rows)} measured: {arm.label} {100 * row['top1']:.1f} %", flush=True)
@@ -87,6 +89,17 @@ def pretrained_runs(folders: Sequence[Path]) -> dict[str, RunConfig]:
     found = {config.model.inputs[0]: config for config in configs}
     if len(found) < max(2, len(configs)):
         raise ValueError(f"--runs gives the modalities {', '.join(found)}: give two runs or more, each of another one")
+    return found
+
+
+def shots_of(words: Sequence[str], targets: Collection[str]) -> dict[str, int]:
+    """Labelled samples of a class for each target, from a number for all of them, and others as TARGET=N."""
+    found = dict.fromkeys(targets, 0)
+    for word in sorted(words, key=lambda word: "=" in word):
+        name, _, count = word.rpartition("=")
+        if not count.isdecimal() or (name and name not in found):
+            raise ValueError(f"--shots {word} must be a number or TARGET=N, where TARGET is {', '.join(found)}")
+        found.update(dict.fromkeys([name] if name else targets, int(count)))
     return found
 
 
@@ -185,10 +198,11 @@ def _omnitrunk(words: Sequence[str], threads: int) -> None:
         raise ValueError(f"{' '.join(words)} ended with {run.returncode}: {(run.stderr or run.stdout).strip()[-500:]}")
 
 
-def _measured(path: Path, settings: Mapping[str, object]) -> list[dict[str, Any]]:
+def _measured(path: Path, settings: Mapping[str, object], shots: Mapping[str, int]) -> list[dict[str, Any]]:
     """The rows of earlier calls with the same settings."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [row for row in rows if all(row[name] == value for name, value in settings.items())]
+    same = (row for row in rows if all(row[name] == value for name, value in settings.items()))
+    return [row for row in same if row["shots"] == shots.get(row["target"])]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -200,7 +214,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the gains (needs matplotlib)")
     options.add_argument("--seeds", type=int, default=3, help="trainings of each kind (default 3)")
     options.add_argument("--steps", type=int, default=200, help="of each fine-tuning (default 200)")
-    options.add_argument("--shots", type=int, default=10, help="labelled samples of a class; 0 takes all (default 10)")
+    options.add_argument(
+        "--shots",
+        nargs="+",
+        default=["10"],
+        help="labelled samples of a class, N or TARGET=N; 0 takes all (default 10)",
+    )
     options.add_argument("--batch", type=int, default=32, help="samples a step (default 32)")
     options.add_argument("--lr", type=float, default=1e-3, help="learning rate (default 1e-3)")
     options.add_argument("--jobs", type=int, default=1, help="trainings at a time; they share the cores (default 1)")

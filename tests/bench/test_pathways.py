@@ -71,6 +71,13 @@ def test_lists_hold_so_many_samples_of_each_class(pretrained, tmp_path):
     assert labels and all(labels.count(label) <= 2 for label in labels) and len(set(labels)) == 12
 
 
+def test_shots_can_differ_between_targets():
+    assert pathways.shots_of(["points=3", "10"], ["rgb", "points"]) == {"rgb": 10, "points": 3}
+    for word in ("audio=3", "few", "rgb="):
+        with pytest.raises(ValueError, match="must be a number or TARGET=N"):
+            pathways.shots_of([word], ["rgb", "points"])
+
+
 def test_gains_pair_the_seeds():
     rows = [
         {"target": "rgb", "arm": arm, "seed": seed, "top1": value}
