@@ -66,11 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for arm in arms(pretrained, options.folder, seed)
         if (arm.target, arm.name, arm.seed) not in done
     ]
+    places = {name: options.folder / place(name, options, count) for name, count in shots.items()}
     for target, config in pretrained.items():
-        write_lists(config, options.folder / "lists" / target, shots[target])
+        write_lists(config, places[target] / "lists", shots[target])
     neighbors, threads = machine.Neighbors(), max(1, (os.cpu_count() or 1) // options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:
-        work = ((arm, recipe(arm, pretrained[arm.target], options)) for arm in wanted)
+        work = ((arm, recipe(arm, pretrained[arm.target], places[arm.target], options)) for arm in wanted)
         for arm, found in pool.map(lambda pair: (pair[0], fine_tune(*pair, threads)), work):
             row = {"target": arm.target, "arm": arm.name, "seed": arm.seed, "shots": shots[arm.target]}
             row |= settings | found
@@ -101,6 +102,11 @@ def shots_of(words: Sequence[str], targets: Collection[str]) -> dict[str, int]:
             raise ValueError(f"--shots {word} must be a number or TARGET=N, where TARGET is {', '.join(found)}")
         found.update(dict.fromkeys([name] if name else targets, int(count)))
     return found
+
+
+def place(target: str, options: argparse.Namespace, shots: int) -> str:
+    """A folder for the runs of a target with these settings: runs with others are other runs."""
+    return f"{target}-{shots}_shots-{options.steps}_steps-batch_{options.batch}-lr_{options.lr:g}"
 
 
 def arms(pretrained: Mapping[str, RunConfig], folder: Path, seed: int) -> Iterator[Arm]:
@@ -144,14 +150,18 @@ def write_lists(config: RunConfig, folder: Path, shots: int) -> None:
         durable.aside(folder / f"{split}.csv").rename(folder / f"{split}.csv")
 
 
-def recipe(arm: Arm, pretrained: RunConfig, options: argparse.Namespace) -> Path:
+def recipe(arm: Arm, pretrained: RunConfig, folder: Path, options: argparse.Namespace) -> Path:
     """Write the configuration of a fine-tuning; everything that is not said here is as in the pre-training."""
-    lists = options.folder / "lists" / arm.target
     classes = len(open_index(pretrained.data, pretrained.data.train_split, pretrained.model.inputs).classes)
-    data = as_dict(pretrained.data) | {"source": "list", "root": str(lists), "batch": options.batch, "threads": 1}
+    data = as_dict(pretrained.data) | {
+        "source": "list",
+        "root": str(folder / "lists"),
+        "batch": options.batch,
+        "threads": 1,
+    }
     values: dict[str, Any] = {
         "run": {
-            "folder": str(options.folder / "runs" / arm.label),
+            "folder": str(folder / arm.label),
             "steps": options.steps,
             "seed": arm.seed,
             "weights": pretrained.run.folder,
@@ -171,7 +181,7 @@ def recipe(arm: Arm, pretrained: RunConfig, options: argparse.Namespace) -> Path
         "log": {"every": max(1, options.steps // 5), "tensorboard": False},
         "evaluate": {"every": options.steps},  # once, at the end
     }
-    path = options.folder / "recipes" / f"{arm.label}.toml"
+    path = folder / "recipes" / f"{arm.label}.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.write_text(path, dump(read(values)))
     return path

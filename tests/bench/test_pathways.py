@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
 
@@ -57,8 +59,9 @@ def test_an_arm_is_trained_and_evaluated(pretrained):
     configs = pathways.pretrained_runs([pretrained / "rgb", pretrained / "points"])
     parsed = pathways.parser().parse_args(options(pretrained))
     *_, arm = (arm for arm in pathways.arms(configs, parsed.folder, 7) if arm.target == "rgb")
-    pathways.write_lists(configs["rgb"], parsed.folder / "lists" / "rgb", 1)
-    path = pathways.recipe(arm, configs["rgb"], parsed)
+    folder = parsed.folder / pathways.place("rgb", parsed, 1)
+    pathways.write_lists(configs["rgb"], folder / "lists", 1)
+    path = pathways.recipe(arm, configs["rgb"], folder, parsed)
     found = pathways.fine_tune(arm, path, 1)
     assert 0 <= found["top1"] <= 1 and found["mean_scale"] > 0
     assert pathways.fine_tune(arm, path, 1) == found
@@ -76,6 +79,15 @@ def test_shots_can_differ_between_targets():
     for word in ("audio=3", "few", "rgb="):
         with pytest.raises(ValueError, match="must be a number or TARGET=N"):
             pathways.shots_of([word], ["rgb", "points"])
+
+
+def test_runs_of_other_settings_are_other_runs(pretrained):
+    parsed = pathways.parser().parse_args(options(pretrained))
+    known = {pathways.place("rgb", parsed, 1)}
+    for name, value in (("steps", 3), ("batch", 5), ("lr", 0.1)):
+        known.add(pathways.place("rgb", argparse.Namespace(**{**vars(parsed), name: value}), 1))
+    known.add(pathways.place("rgb", parsed, 2))
+    assert len(known) == 5
 
 
 def test_gains_pair_the_seeds():
