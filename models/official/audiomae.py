@@ -11,7 +11,7 @@ import torch
 
 from omnitrunk.models.audiomae import AudioMAEConfig
 from omnitrunk.models.decoders.local import BIAS_WIDTH
-from omnitrunk.models.official.layers import blocks, linear, norm, patch_projection, reshaped, same
+from omnitrunk.models.official.layers import blocks, linear, norm, patch_projection, position_table, reshaped, same
 from omnitrunk.models.official.parts import Part, SequenceTable
 
 
@@ -29,7 +29,7 @@ def layout(config: AudioMAEConfig) -> Iterator[Part]:
     width, depth, local = config.decoder_width, config.decoder_depth, config.decoder == "local"
     yield from linear("decoder_embed", "decoder.embed", width, config.width)
     yield reshaped("mask_token", "decoder.mask_token", (1, 1, width), (width,))
-    yield _table("decoder_pos_embed", "decoder.position", width, config, class_row=not local)
+    yield position_table("decoder_pos_embed", "decoder.position", width, config, class_row=not local, kind=GridTable)
     yield from blocks("decoder_blocks", "decoder.blocks", depth, width, config.mlp_ratio)
     if local:
         for number in range(depth):
@@ -42,7 +42,7 @@ def encoder_layout(config: AudioMAEConfig) -> Iterator[Part]:
     """The tensors of the encoder alone."""
     width, patch = config.width, config.patch_size
     yield reshaped("cls_token", "class_token", (1, 1, width), (width,))
-    yield _table("pos_embed", "tokenizer.position", width, config, class_row=False)
+    yield position_table("pos_embed", "tokenizer.position", width, config, class_row=False, kind=GridTable)
     yield from patch_projection("patch_embed.proj", "tokenizer", width, 1, (patch, patch))
     yield from blocks("blocks", "blocks", config.depth, width, config.mlp_ratio)
     yield from norm("norm", "norm", width)
@@ -53,18 +53,3 @@ def _cosine(official: str, ours: str, heads: int) -> Iterator[Part]:
     yield same(f"{official}.tau", f"{ours}.temperature", heads)
     yield from linear(f"{official}.meta_mlp.fc1", f"{ours}.offset_bias.fc1", BIAS_WIDTH, 2)
     yield from linear(f"{official}.meta_mlp.fc2", f"{ours}.offset_bias.fc2", heads, BIAS_WIDTH)
-
-
-def _table(official: str, ours: str, width: int, config: AudioMAEConfig, *, class_row: bool) -> GridTable:
-    shape = (1, 1 + config.total_tokens, width)
-    rows = (config.total_tokens + class_row, width)
-    return GridTable(
-        official=official,
-        ours=ours,
-        shape=shape,
-        rows=rows,
-        factors=shape,
-        order=(0, 1, 2),
-        grid=config.grid,
-        class_row=class_row,
-    )

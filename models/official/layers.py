@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from omnitrunk.models.audiomae import AudioMAEConfig
 from omnitrunk.models.layers.blocks import QkvBias
-from omnitrunk.models.official.parts import Part
+from omnitrunk.models.mae import MAEConfig
+from omnitrunk.models.official.parts import Part, SequenceTable
 
 
 def same(official: str, ours: str, *shape: int) -> Part:
@@ -69,3 +71,26 @@ def patch_projection(official: str, ours: str, width: int, channels: int, patch:
         order=(0, *range(2, len(kernel)), 1),
     )
     yield same(f"{official}.bias", f"{ours}.bias", width)
+
+
+def position_table(
+    official: str,
+    ours: str,
+    width: int,
+    config: MAEConfig | AudioMAEConfig,
+    *,
+    class_row: bool,
+    kind: type[SequenceTable] = SequenceTable,
+) -> SequenceTable:
+    """A table of positions of all tokens, the released one with a row for the class token, ours with or without."""
+    shape = (1, 1 + config.total_tokens, width)
+    return kind(
+        official=official,
+        ours=ours,
+        shape=shape,
+        rows=(config.total_tokens + class_row, width),
+        factors=shape,
+        order=(0, 1, 2),
+        grid=config.grid,
+        class_row=class_row,
+    )

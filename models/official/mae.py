@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from omnitrunk.models.mae import CHANNELS, MAEConfig
-from omnitrunk.models.official.layers import blocks, linear, norm, patch_projection, reshaped
-from omnitrunk.models.official.parts import Part, SequenceTable
+from omnitrunk.models.official.layers import blocks, linear, norm, patch_projection, position_table, reshaped
+from omnitrunk.models.official.parts import Part
 
 
 def layout(config: MAEConfig) -> Iterator[Part]:
@@ -15,7 +15,7 @@ def layout(config: MAEConfig) -> Iterator[Part]:
     width = config.decoder_width
     yield from linear("decoder_embed", "decoder.embed", width, config.width)
     yield reshaped("mask_token", "decoder.mask_token", (1, 1, width), (width,))
-    yield _table("decoder_pos_embed", "decoder.position", width, config, class_row=True)
+    yield position_table("decoder_pos_embed", "decoder.position", width, config, class_row=True)
     yield from blocks("decoder_blocks", "decoder.blocks", config.decoder_depth, width, config.mlp_ratio)
     yield from norm("decoder_norm", "decoder.norm", width)
     yield from linear("decoder_pred", "decoder.out", config.patch_size**2 * CHANNELS, width)
@@ -25,22 +25,7 @@ def encoder_layout(config: MAEConfig) -> Iterator[Part]:
     """The tensors of the encoder alone."""
     width, patch = config.width, config.patch_size
     yield reshaped("cls_token", "class_token", (1, 1, width), (width,))
-    yield _table("pos_embed", "tokenizer.position", width, config, class_row=False)
+    yield position_table("pos_embed", "tokenizer.position", width, config, class_row=False)
     yield from patch_projection("patch_embed.proj", "tokenizer", width, CHANNELS, (patch, patch))
     yield from blocks("blocks", "blocks", config.depth, width, config.mlp_ratio)
     yield from norm("norm", "norm", width)
-
-
-def _table(official: str, ours: str, width: int, config: MAEConfig, *, class_row: bool) -> SequenceTable:
-    shape = (1, 1 + config.total_tokens, width)
-    rows = (config.total_tokens + class_row, width)
-    return SequenceTable(
-        official=official,
-        ours=ours,
-        shape=shape,
-        rows=rows,
-        factors=shape,
-        order=(0, 1, 2),
-        grid=config.grid,
-        class_row=class_row,
-    )
