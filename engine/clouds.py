@@ -34,7 +34,8 @@ def cloud_panel(name: str, sample: Mapping[str, Tensor], found: Tensor, mask: Te
         "prediction": [draw_cloud(cloud) for cloud in drawn],
         "target": [draw_cloud(cloud) for cloud in truth],
     }
-    return Panel(name=name, pictures={column: np.stack(images) for column, images in pictures.items()})
+    stacked = {column: np.stack(images) for column, images in pictures.items()}
+    return Panel(name=name, pictures=stacked, scale="height")
 
 
 def parts_panel(points: Tensor, found: Tensor, truth: Tensor, first: Tensor) -> Panel:

@@ -34,6 +34,8 @@ class Panel:
     """Caption -> uint8 (B, H, W, 3)."""
     classes: tuple[int, ...] = ()
     """Class ids that occur in the pictures; empty for pixels."""
+    scale: str = ""
+    """What the color scale from dark to bright says in the pictures; empty where there is none."""
 
 
 def compose(panels: list[Panel], class_names: Sequence[str] = ()) -> Image:
@@ -46,7 +48,7 @@ def compose(panels: list[Panel], class_names: Sequence[str] = ()) -> Image:
     width = max(NARROWEST, 2 * MARGIN + sum(widths) + BLOCK_GAP * (len(panels) - 1))
     top = MARGIN + TITLE + CAPTION
     bottom = top + rows * (TILE + GAP)
-    sheet = Image.new("RGB", (width, bottom + 3 * (SWATCH + 8) + MARGIN), PAPER)
+    sheet = Image.new("RGB", (width, bottom + _legend_lines(panels) * (SWATCH + 8) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     left = MARGIN
     for panel, tile, block in zip(panels, tiles, widths, strict=True):
@@ -68,10 +70,21 @@ def _tile_width(panel: Panel) -> int:
     return min(WIDEST * TILE, max(TILE, round(TILE * width / height)))
 
 
+def _legend_lines(panels: list[Panel]) -> int:
+    return sum(
+        any(wanted) for wanted in zip(*((_masked(p), bool(p.classes), bool(p.scale)) for p in panels), strict=True)
+    )
+
+
+def _masked(panel: Panel) -> bool:
+    return "masked" in panel.pictures
+
+
 def _legend(draw: ImageDraw, panels: list[Panel], class_names: Sequence[str], y: int) -> None:
-    """Colors of the classes that occur, and the scale of one-channel maps."""
-    write(draw, MARGIN, y, "grey: masked; the prediction shows the input where it is visible", 13)
-    y += SWATCH + 8
+    """What grey means, the colors of the classes that occur, and the scale of maps and clouds."""
+    if any(map(_masked, panels)):
+        write(draw, MARGIN, y, "grey or left out: masked; the prediction shows the input where it is visible", 13)
+        y += SWATCH + 8
     classes = sorted(set().union(*(panel.classes for panel in panels)))
     if classes:
         x = MARGIN + write(draw, MARGIN, y, "classes", 13) + 10
@@ -79,11 +92,12 @@ def _legend(draw: ImageDraw, panels: list[Panel], class_names: Sequence[str], y:
             draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=tuple(color.tolist()))
             name = class_names[identity] if identity < len(class_names) else str(identity)
             x += SWATCH + 4 + write(draw, x + SWATCH + 4, y, name, 13) + 12
-    y += SWATCH + 8
-    start = MARGIN + write(draw, MARGIN, y, "depth and other one-channel maps: least", 13) + 8
-    for step, color in enumerate(scale_colors(np.linspace(0, 1, SCALE_WIDTH))):
-        draw.line((start + step, y, start + step, y + SWATCH), fill=tuple(color.tolist()))
-    write(draw, start + SCALE_WIDTH + 8, y, "greatest of the target", 13)
+        y += SWATCH + 8
+    if scales := dict.fromkeys(panel.scale for panel in panels if panel.scale):
+        start = MARGIN + write(draw, MARGIN, y, f"{', '.join(scales)}: least", 13) + 8
+        for step, color in enumerate(scale_colors(np.linspace(0, 1, SCALE_WIDTH))):
+            draw.line((start + step, y, start + step, y + SWATCH), fill=tuple(color.tolist()))
+        write(draw, start + SCALE_WIDTH + 8, y, "greatest of the target", 13)
 
 
 def write(draw: ImageDraw, x: int, y: int, words: str, size: int) -> int:

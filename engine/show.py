@@ -102,7 +102,8 @@ def _panel(model: nn.Module, modality: Modality, target: Tensor, rows: Tensor, p
         "target": painted_truth,
     }
     images = {column: _lay_out(modality, from_patches(tiles, grid, patch)) for column, tiles in pictures.items()}
-    return Panel(name=modality.name, pictures=images, classes=classes)
+    scale = modality.data if modality.channels == 1 and not classes else ""
+    return Panel(name=modality.name, pictures=images, classes=classes, scale=scale)
 
 
 def _cut(model: nn.Module, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
