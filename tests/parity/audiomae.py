@@ -7,7 +7,6 @@ are taken, among the divisors of the width; with any others hardly a digit agree
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -130,18 +129,15 @@ def with_heads(
     io: Mapping[str, Tensor],
     precision: Precision,
 ) -> AudioMAEConfig:
-    """The configuration with the numbers of heads that come closest to the recording, encoder first."""
+    """The configuration with the numbers of heads that come closest to the recording; local decoders say theirs."""
+
+    def compute(tried: AudioMAEConfig) -> dict[str, Tensor]:
+        return intermediates(autoencoder.loaded(tried, weights, precision.dtype), tensors, plan)
+
     sought = {"heads": (config.width, "encoder_out")}
     if config.decoder == "global":
         sought["decoder_heads"] = (config.decoder_width, "pred")
-    for field, (width, key) in sought.items():
-        errors = {}
-        for heads in (count for count in range(1, width + 1) if width % count == 0):
-            model = autoencoder.loaded(replace(config, **{field: heads}), weights, precision.dtype)
-            with torch.no_grad():
-                errors[heads] = (intermediates(model, tensors, plan)[key] - io[key]).abs().max().item()
-        config = replace(config, **{field: min(errors, key=errors.get)})
-    return config
+    return autoencoder.with_heads(config, sought, io, compute)
 
 
 def intermediates(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], plan: TokenPlan) -> dict[str, Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.official.state_dicts import from_official, to_official
 from tests.parity.folder import Recorded
 from tests.parity.report import Report
+
+Config = TypeVar("Config", bound=AutoencoderConfig)
 
 
 def cases(files: Iterable[Recorded], marks: Mapping[str, str]) -> dict[str, dict[str, Recorded]]:
@@ -74,3 +77,24 @@ def gradients(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], plan: Tok
     model(tensors, plan)["loss"].backward()
     named = {name: value.grad for name, value in model.named_parameters()}
     return to_official({**model.state_dict(), **named}, model.config)
+
+
+def with_heads(
+    config: Config,
+    sought: Mapping[str, tuple[int, str]],
+    recorded: Mapping[str, Tensor],
+    compute: Callable[[Config], Mapping[str, Tensor]],
+) -> Config:
+    """The configuration with the numbers of heads, which weights do not tell, that come closest to a recording.
+
+    `sought`: field -> the width that heads divide, and the recorded key that shows it, in the order of the model;
+    `compute` gives a configuration's tensors under the recorded keys.
+    """
+    for field, (width, key) in sought.items():
+        errors = {}
+        for heads in (count for count in range(1, width + 1) if width % count == 0):
+            with torch.no_grad():
+                found = compute(replace(config, **{field: heads}))[key]
+            errors[heads] = (found - recorded[key]).abs().max().item()
+        config = replace(config, **{field: min(errors, key=errors.get)})
+    return config

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -69,7 +68,12 @@ def _compare_group(prefix: str, group: dict[str, Recorded], report: Report, prec
     config = model_config(io, weights)
     plan = recorded_plan(config, io["mask"])
     report.equal(prefix, "mask", plan.mask.long(), io["mask"].long())
-    config = with_heads(config, weights, tensors, plan, io, precision)
+
+    def compute(tried: VideoMAEConfig) -> dict[str, Tensor]:
+        return intermediates(autoencoder.loaded(tried, weights, precision.dtype), tensors, plan)
+
+    sought = {"heads": (config.width, "encoder_out"), "decoder_heads": (config.decoder_width, "pred")}
+    config = autoencoder.with_heads(config, sought, io, compute)
     model = autoencoder.loaded(config, weights, precision.dtype)
     with torch.no_grad():
         ours = intermediates(model, tensors, plan)
@@ -113,25 +117,6 @@ def recorded_plan(config: VideoMAEConfig, mask: Tensor) -> TokenPlan:
     pattern = np.nonzero(mask[:, :cells].numpy() == 0)[1].reshape(len(mask), -1)
     assert config.keep == slices * pattern.shape[1], "the ratio masks another number of cells"
     return make_token_plan(tube_tokens(pattern, slices, cells), config.total_tokens)
-
-
-def with_heads(
-    config: VideoMAEConfig,
-    weights: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-    plan: TokenPlan,
-    io: Mapping[str, Tensor],
-    precision: Precision,
-) -> VideoMAEConfig:
-    """The configuration with the numbers of heads that come closest to the recording, encoder first."""
-    for field, width, key in (("heads", config.width, "encoder_out"), ("decoder_heads", config.decoder_width, "pred")):
-        errors = {}
-        for heads in (count for count in range(1, width + 1) if width % count == 0):
-            model = autoencoder.loaded(replace(config, **{field: heads}), weights, precision.dtype)
-            with torch.no_grad():
-                errors[heads] = (intermediates(model, tensors, plan)[key] - io[key]).abs().max().item()
-        config = replace(config, **{field: min(errors, key=errors.get)})
-    return config
 
 
 def intermediates(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], plan: TokenPlan) -> dict[str, Tensor]:
