@@ -67,7 +67,7 @@ def engine_step(size: Size, device: str, *, graph: bool) -> Step:
     options = {"precision": PRECISIONS[device], "world": World(rank=0, size=1, device=torch.device(device))}
     dry_step(model, optimizer, batches[0], **options)
     gradients = CapturedGradients() if graph else compute_gradients
-    options |= {"lr": ADAMW["lr"], "accumulate": 1, "gradients": gradients}
+    options |= {"lr": ADAMW["lr"], "gradients": gradients}
     return partial(train_step, model, optimizer, cycle(batches), **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from omnitrunk.engine import checkpoint, folder
 from omnitrunk.engine.config import RunConfig, as_dict
-from omnitrunk.engine.data import Loader
+from omnitrunk.engine.data import JointLoader, Loader, Order, seed_of
+from omnitrunk.engine.datasets import DataSet, check_head, data_sets, micro_batches, named
 from omnitrunk.engine.description import check_description
 from omnitrunk.engine.distributed import World
 from omnitrunk.engine.evaluate import check_evaluation
 from omnitrunk.engine.host_memory import keep_freed
 from omnitrunk.engine.meters import Meters
-from omnitrunk.engine.optimizer import AdamW
+from omnitrunk.engine.optimizer import AdamW, Optimizer
 from omnitrunk.engine.pairing import derived_names, pair
 from omnitrunk.engine.pathways import attach
 from omnitrunk.engine.plans import plan_maker
 from omnitrunk.engine.schedule import warmup_cosine
+from omnitrunk.engine.sgd import SGD
 from omnitrunk.engine.weights import start_from
 from omnitrunk.models import Classifier, build_model
 
@@ -37,11 +40,11 @@ class Run:
     """Of the class that its system names."""
     network: nn.Module
     """The model, wrapped where several processes share the work."""
-    optimizer: AdamW
+    optimizer: Optimizer
     learning_rates: np.ndarray
     """float64 (steps,)."""
     meters: Meters
-    loader: Loader
+    loader: Loader | JointLoader
     start: int
     """Optimizer steps that are done already."""
 
@@ -74,36 +77,27 @@ def build(config: RunConfig, world: World) -> Run:
     if world.device.type == "cpu":
         keep_freed()
     resumed = not config.run.overwrite and bool(checkpoint.complete(Path(config.run.folder)))
-    model = make_model(config, fresh=not resumed).to(world.device)
-    optimizer = AdamW(
-        model.parameter_groups(config.optimizer.weight_decay), config.optimizer, pair(model, config.run.precision)
-    )
+    model = make_model(config, fresh=not resumed, say=world.say).to(world.device)
+    optimizer = make_optimizer(config, model)
     meters = Meters(config.model.outputs, world)
     state = _restore(config, model, optimizer, meters) if resumed else {}
-    samples_seen = state.get("samples_seen", 0)
-    parts = world.size * config.optimizer.accumulate
     check_description(config)
     check_evaluation(config)
-    loader = Loader(
-        config.data,
-        config.model.reads,
-        seed=config.run.seed,
-        samples_seen=samples_seen,
-        rank=world.rank,
-        world=world.size,
-        device=world.device,
-        make_plan=plan_maker(model, seed=config.run.seed, start=samples_seen, batch=config.data.batch, parts=parts),
-        micro_batches=config.optimizer.accumulate,
-    )
+    loader = open_loader(config, model, world, state)
     _check_same_data(config, state, loader.fingerprint)
-    if not world.same_everywhere((as_dict(config), loader.fingerprint, samples_seen)):
+    if not world.same_everywhere((as_dict(config), loader.fingerprint, state.get("samples_seen", 0))):
         raise ValueError("the processes disagree on configuration, data or checkpoint: give all the same files")
     world.on_main(lambda: folder.prepare(config))
     network = model
     if world.size > 1:
         # What the optimizer derives has no gradient to exchange.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, derived_names(model))
-        network = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        network = DistributedDataParallel(
+            model,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=isinstance(loader, JointLoader),  # the heads of other data sets rest
+        )
     return Run(
         config=config,
         world=world,
@@ -111,7 +105,13 @@ def build(config: RunConfig, world: World) -> Run:
         network=network,
         optimizer=optimizer,
         learning_rates=warmup_cosine(
-            config.optimizer.lr, config.optimizer.min_lr, config.run.steps, config.optimizer.warmup_steps
+            config.optimizer.lr,
+            config.optimizer.min_lr,
+            config.run.steps,
+            config.optimizer.warmup_steps,
+            start=config.optimizer.warmup_lr,
+            cooldown=config.optimizer.cooldown_steps,
+            end=config.optimizer.final_lr,
         ),
         meters=meters,
         loader=loader,
@@ -119,18 +119,77 @@ def build(config: RunConfig, world: World) -> Run:
     )
 
 
-def make_model(config: RunConfig, *, fresh: bool) -> nn.Module:
-    """The model of a configuration on the CPU: with the weights it starts from, or those of a checkpoint to come."""
+def open_loader(config: RunConfig, model: nn.Module, world: World, state: dict[str, Any]) -> Loader | JointLoader:
+    """The batches of a run, from its start or from where the `state` of a checkpoint says that it was."""
+    sets = data_sets(config)
+    seen = state.get("samples_seen", 0)
+    if len(sets) == 1:
+        return _open_one(config, model, world, *sets.values(), seed=config.run.seed, samples_seen=seen)
+    loaders = {
+        name: _open_one(
+            config, model, world, one, seed=seed_of(config.run.seed, name), samples_seen=seen[name] if seen else 0
+        )
+        for name, one in sets.items()
+    }
+    passes = config.mixture.repeat
+    batches = {
+        name: max(1, int(passes.get(name, 1) * loader.rows_per_epoch / loader.batch))
+        for name, loader in loaders.items()
+    }
+    order = Order(batches, config.run.seed, config.mixture.batches == "mixed")
+    return JointLoader(loaders, order, step=state.get("step", 0))
+
+
+def _open_one(
+    config: RunConfig, model: nn.Module, world: World, one: DataSet, *, seed: int, samples_seen: int
+) -> Loader:
+    parts = micro_batches(config, one)
+    make_plan = plan_maker(
+        model,
+        seed=seed,
+        start=samples_seen,
+        batch=one.data.batch,
+        parts=world.size * parts,
+        dataset=named(config, one),
+    )
+    loader = Loader(
+        one.data,
+        one.modalities,
+        seed=seed,
+        samples_seen=samples_seen,
+        rank=world.rank,
+        world=world.size,
+        device=world.device,
+        make_plan=make_plan,
+        micro_batches=parts,
+    )
+    check_head(config, one, loader.labels)
+    return loader
+
+
+def make_model(config: RunConfig, *, fresh: bool, say: Callable[[str], None] = print) -> nn.Module:
+    """The model of a configuration on the CPU: with the weights it starts from, or those of a checkpoint to come.
+
+    What was taken of the weights it starts from is said.
+    """
     model = build_model(config.model, config.run.seed)
     if fresh and config.run.weights:
-        start_from(model, config.run.weights)
+        say(f"weights  {start_from(model, config.run.weights)}")
     attach(model, config.pathway, weights=fresh)
     if isinstance(model, Classifier):
         model.freeze()
     return model
 
 
-def _restore(config: RunConfig, model: nn.Module, optimizer: AdamW, meters: Meters) -> dict[str, Any]:
+def make_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
+    """The optimizer of a model, whose weights it takes as they are now."""
+    groups = model.parameter_groups(config.optimizer.weight_decay)
+    if config.optimizer.kind == "sgd":
+        return SGD(groups, config.optimizer)
+    return AdamW(groups, config.optimizer, pair(model, config.run.precision))
+
+
+def _restore(config: RunConfig, model: nn.Module, optimizer: Optimizer, meters: Meters) -> dict[str, Any]:
     """Load the newest complete checkpoint of the run's folder and return its state."""
     newest = checkpoint.complete(Path(config.run.folder))[-1]
     state = checkpoint.read_state(newest)

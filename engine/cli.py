@@ -54,13 +54,18 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
-    from omnitrunk.engine.evaluate import evaluate, table, write_scores
+    from omnitrunk.engine.evaluation.reports import accuracy_by_length, gains_against, scores_of
     from omnitrunk.engine.restore import restore
 
     trained = restore(options.source, overrides)
-    scores = evaluate(trained.config, trained.model, trained.device)
-    print(f"{trained.folder}, step {trained.step}: {table(scores, trained.config)}")
-    print(f"written to {write_scores(trained.folder, scores, trained.config)}")
+    if options.clip_lengths:
+        text, written = accuracy_by_length(trained, options.clip_lengths)
+    elif options.against:
+        text, written = gains_against(trained, restore(options.against, overrides))
+    else:
+        text, written = scores_of(trained)
+    print(f"{trained.folder}, step {trained.step}: {text}")
+    print(f"written to {written}")
     return DONE
 
 
@@ -140,10 +145,17 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "eval",
         _eval,
-        "k-NN against a random encoder and raw input, accuracy of a classifier, or IoU of parts",
+        "k-NN against a random encoder and raw input, accuracy of a classifier, IoU of parts, or retrieval",
         overrides=True,
     )
     evaluate.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
+    instead = evaluate.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--clip-lengths", type=int, nargs="+", metavar="N", help="instead: accuracy with clips of so many frames"
+    )
+    instead.add_argument(
+        "--against", type=Path, metavar="RUN_OR_CHECKPOINT", help="instead: F1 of every class, compared with that run"
+    )
     show = _add(commands, "show", _show, "draw input | masked | prediction | target", overrides=True)
     show.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
     show.add_argument("-o", "--output", type=Path, required=True, metavar="F.png", help="picture to write")
@@ -172,8 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     bench = _add(commands, "bench", _bench, "measure against peers and physics; kernels --help lists the options")
     bench.add_argument(
         "what",
-        choices=("kernels", "step", "pathways", "pathway_step", "gpu", "tune"),
-        help="operations, a step, the M2PT experiment, what joining costs a step, all GPU checks, launch settings",
+        choices=("kernels", "step", "pathways", "pathway_step", "window_step", "gpu", "tune"),
+        help="operations, a step, the M2PT experiment, what joining costs a step, windows, all GPU checks, launches",
     )
     bench.set_defaults(takes_overrides=True)
     _add(commands, "doctor", _doctor, "what is installed, and which backend every operation will use")

@@ -16,17 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import torch
-
 from omnitrunk.engine.checkpoint import CheckpointConfig
-from omnitrunk.engine.data import DataConfig, idle_fields
+from omnitrunk.engine.data import DataConfig, MixtureConfig
+from omnitrunk.engine.datasets import DataSet, data_sets
 from omnitrunk.engine.evaluate import EvaluateConfig
 from omnitrunk.engine.log import LogConfig
 from omnitrunk.engine.optimizer import OptimizerConfig
 from omnitrunk.engine.pathways import PathwaySection
 from omnitrunk.models import MultiMAEConfig, find_system
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
-from omnitrunk.models.modality import find_modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +60,7 @@ class RunConfig:
 
     run: RunSection = field(default_factory=RunSection)
     data: DataConfig = field(default_factory=DataConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     model: MultiMAEConfig | AutoencoderConfig = field(default_factory=MultiMAEConfig)
     """Which of the systems' configurations this is, `model.system` says."""
     pathway: PathwaySection = field(default_factory=PathwaySection)
@@ -71,39 +70,46 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        if self.optimizer.warmup_steps > self.run.steps:
-            raise ValueError(
-                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is longer than run.steps = {self.run.steps}"
-            )
-        if self.model.image_shape not in (None, (self.data.size, self.data.size)):
-            raise ValueError(
-                f"data.size = {self.data.size} gives square pictures, but model.image_size = {self.model.image_size}: "
-                "set both to the same number"
-            )
+        phases = {"warmup_steps": self.optimizer.warmup_steps, "cooldown_steps": self.optimizer.cooldown_steps}
+        if sum(phases.values()) > self.run.steps:
+            said = " and ".join(f"optimizer.{name} = {steps}" for name, steps in phases.items() if steps)
+            raise ValueError(f"{said} {'are' if ' and ' in said else 'is'} longer than run.steps = {self.run.steps}")
         described = getattr(self.model, "encoder_config", self.model)
-        for modality, name in (("video", "frames"), ("audio", "sample_rate"), ("points", "points")):
-            if modality in self.model.reads and getattr(self.data, name) != getattr(described, name):
-                raise ValueError(
-                    f"data.{name} = {getattr(self.data, name)}, but the model's {name} = {getattr(described, name)}: "
-                    "set both to the same number"
-                )
+        for one in data_sets(self).values():
+            self._check_shapes(one, described)
         parts = getattr(self.model, "parts", 0)
         if self.data.parts != parts:
             raise ValueError(f"data.parts = {self.data.parts}, but the model knows {parts} parts: set it to {parts}")
-        if self.log.images_every and described is not self.model and not parts and not self.pathway.auxiliaries:
+        silent = described is not self.model and not parts and not getattr(self.model, "drawn", False)
+        if self.log.images_every and silent and not self.pathway.auxiliaries:
             raise ValueError(
                 f"log.images_every = {self.log.images_every}: a classifier without pathways has nothing to draw; "
                 "set it to 0"
             )
-        if self.log.images_every and not getattr(self.model, "drawn", True):
+        if self.log.images_every and not getattr(self.model, "drawn", True) and not self.evaluate.retrieval:
             raise ValueError(
-                f"log.images_every = {self.log.images_every}: there is nothing to draw of this model; set it to 0"
+                f"log.images_every = {self.log.images_every}: there is nothing to draw of this model; set it to 0, or "
+                "evaluate.retrieval to pairs of its modalities"
             )
         if self.run.cuda_graph and len(self.model.inputs) > 1:
             raise ValueError(
                 "run.cuda_graph = true needs batches of one shape, but the visible tokens of several inputs are split "
                 "anew in every batch: set it to false, or use one input"
             )
+
+    def _check_shapes(self, one: DataSet, described: Any) -> None:
+        """ValueError unless the samples of a data set are as large as the model is made for."""
+        if self.model.image_shape not in (None, (one.data.size, one.data.size)):
+            raise ValueError(
+                f"{one.section}.size = {one.data.size} gives square pictures, but model.image_size = "
+                f"{self.model.image_size}: set both to the same number"
+            )
+        for modality, name in (("video", "frames"), ("audio", "sample_rate"), ("points", "points")):
+            if modality in one.modalities and getattr(one.data, name) != getattr(described, name):
+                raise ValueError(
+                    f"{one.section}.{name} = {getattr(one.data, name)}, but the model's {name} = "
+                    f"{getattr(described, name)}: set both to the same number"
+                )
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -156,37 +162,6 @@ def as_dict(config: Any) -> dict[str, Any]:
         name: as_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
         for name, value in ((item.name, getattr(config, item.name)) for item in dataclasses.fields(config))
     }
-
-
-def without_effect(config: RunConfig) -> list[str]:
-    """A sentence for every option that differs from its default and yet changes nothing in this configuration."""
-    rules = [
-        ("optimizer.min_lr", config.optimizer.warmup_steps == config.run.steps, "the warm-up takes all of run.steps"),
-        (
-            "checkpoint.every",
-            config.checkpoint.every > config.run.steps,
-            "run.steps are fewer; the end is saved anyhow",
-        ),
-        ("log.images_every", config.log.images_every > config.run.steps, "run.steps are fewer"),
-        ("model.alphas", len(config.model.inputs) == 1, "there is only one input to choose tokens from"),
-        ("model.sample_tasks_uniformly", len(config.model.inputs) == 1, "there is only one input to choose"),
-    ]
-    on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
-    rules.append(("run.cuda_graph", on_cpu, "the run is on a CPU"))
-    rules += [(f"data.{name}", True, why) for name, why in idle_fields(config.data, config.model.reads).items()]
-    fields = ("layers", "order", "scale", "train_scales", "train_auxiliaries")
-    rules += [(f"pathway.{name}", not config.pathway.auxiliaries, "pathway.auxiliaries is empty") for name in fields]
-    maps = any(find_modality(name).kind == "classes" for name in config.model.reads)
-    idle = isinstance(config.model, MultiMAEConfig) and not maps
-    fields = ("semseg_classes", "class_embedding_width", "label_smoothing")
-    rules += [(f"model.{name}", idle, "the model has no class map") for name in fields]
-    return [f"{name} has no effect: {why}" for name, idle, why in rules if idle and _is_set(config, name)]
-
-
-def _is_set(config: RunConfig, name: str) -> bool:
-    section, _, item = name.partition(".")
-    part = getattr(config, section)
-    return any(getattr(part, item) != entry.default for entry in dataclasses.fields(part) if entry.name == item)
 
 
 def section_kinds(system: str) -> dict[str, type]:

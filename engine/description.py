@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omnitrunk.engine.config import RunConfig
-from omnitrunk.models import MultiMAEConfig, PartSegmenterConfig
+from omnitrunk.models import MultiMAEConfig, OmnivoreSegmenterConfig, PartSegmenterConfig
+
+if TYPE_CHECKING:
+    from omnitrunk.engine.config import RunConfig
+
+CLASSES = {MultiMAEConfig: "semseg_classes", OmnivoreSegmenterConfig: "classes"}
+"""What says how many classes of pixels a model knows."""
 
 
 def describe(root: str) -> dict[str, Any]:
@@ -25,13 +30,13 @@ def check_description(config: RunConfig) -> None:
     """ValueError where the data set says that it does not fit the model."""
     if isinstance(config.model, PartSegmenterConfig):
         return _check_parts(config.data.root, config.model)
-    if not isinstance(config.model, MultiMAEConfig):
+    if type(config.model) not in CLASSES:
         return
-    classes = describe(config.data.root).get("semseg_classes")
-    if config.data.source == "folder" and classes is not None and classes > config.model.semseg_classes:
+    name = CLASSES[type(config.model)]
+    known, classes = getattr(config.model, name), describe(config.data.root).get("semseg_classes")
+    if config.data.source == "folder" and classes is not None and classes > known:
         raise ValueError(
-            f"{config.data.root} has class ids up to {classes - 1}: set model.semseg_classes = {classes}, "
-            f"not {config.model.semseg_classes}"
+            f"{config.data.root} has class ids up to {classes - 1}: set model.{name} = {classes}, not {known}"
         )
 
 

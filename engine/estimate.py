@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -9,7 +10,8 @@ import numpy as np
 from torch import nn
 
 from omnitrunk.engine.config import RunConfig
-from omnitrunk.models import ClassifierConfig, MultiMAEConfig, OmnivoreConfig
+from omnitrunk.engine.datasets import DataSet, data_sets, micro_batches, named
+from omnitrunk.models import ClassifierConfig, MultiMAEConfig, OmnivoreConfig, OmnivoreSegmenterConfig
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.masking.mask_plan import MaskPlan
 from omnitrunk.models.masking.plan import Plan
@@ -41,20 +43,37 @@ class Estimate:
 def estimate(config: RunConfig, model: nn.Module, *, processes: int) -> Estimate:
     """Estimate a run whose global batch `processes` share. Activations are a rule of thumb, the rest is exact."""
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    plan = model.plan(config.run.seed, np.arange(SAMPLES, dtype=np.int64))
-    rows = -(-config.data.batch // (processes * config.optimizer.accumulate))
     width = 2 if config.run.precision == "bf16" else 4
+    values = 0.0
+    for one in data_sets(config).values():
+        rows = -(-one.data.batch // (processes * micro_batches(config, one)))
+        values = max(values, rows * activation_values(config.model, sample_plan(config, model, one)))
     return Estimate(
         parameters=parameters,
-        flop=3 * model.flops(plan),
+        flop=flop_per_sample(config, model),
         bytes={
             "weights": 4 * parameters,
             "gradients": 4 * parameters,
-            "moments": 8 * parameters,
+            "moments": (4 if config.optimizer.kind == "sgd" else 8) * parameters,
             "average": 4 * parameters if config.optimizer.ema_decay else 0,
-            "activations": round(rows * activation_values(config.model, plan) * width),
+            "activations": round(values * width),
         },
     )
+
+
+def flop_per_sample(config: RunConfig, model: nn.Module, samples: Mapping[str, float] | None = None) -> float:
+    """Forward and backward, the mean over data sets that have so many `samples` in a step; equally many if None."""
+    sets = data_sets(config)
+    weights = dict.fromkeys(sets, 1.0) if samples is None or len(sets) == 1 else samples
+    flops = {name: 3 * model.flops(sample_plan(config, model, one)) for name, one in sets.items()}
+    return sum(flops[name] * weights[name] for name in sets) / sum(weights.values())
+
+
+def sample_plan(config: RunConfig, model: nn.Module, one: DataSet) -> Plan:
+    """The plan of some samples of a data set."""
+    positions = np.arange(SAMPLES, dtype=np.int64)
+    name = named(config, one)
+    return model.plan(config.run.seed, positions) if name is None else model.plan(config.run.seed, positions, name)
 
 
 def size_text(size: float) -> str:
@@ -66,13 +85,16 @@ def size_text(size: float) -> str:
 
 
 def activation_values(
-    config: MultiMAEConfig | AutoencoderConfig | ClassifierConfig | OmnivoreConfig, plan: Plan
+    config: MultiMAEConfig | AutoencoderConfig | ClassifierConfig | OmnivoreConfig | OmnivoreSegmenterConfig,
+    plan: Plan,
 ) -> float:
     """Numbers that a forward pass keeps for the backward pass, per sample."""
     if isinstance(config, MultiMAEConfig):
         return _multimae_values(config, plan)
     if isinstance(config, OmnivoreConfig):
-        return max(_omnivore_values(config, name) for name in config.classes)
+        return _omnivore_values(config, plan.dataset)
+    if isinstance(config, OmnivoreSegmenterConfig):
+        return _omnivore_values(config.encoder_config, config.pictures) + config.head_values
     shape = getattr(config, "encoder_config", config)
     kept = shape.depth * (config.keep + shape.class_token) * shape.width
     if isinstance(config, AutoencoderConfig):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from omnitrunk.engine.data import Batch
 from omnitrunk.engine.distributed import World
-from omnitrunk.engine.step import compute_gradients
+from omnitrunk.engine.step import compute_gradients, step_of
 
 
 class CapturedGradients:
@@ -38,12 +38,12 @@ class CapturedGradients:
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []
 
     def __call__(
-        self, network: nn.Module, batches: Iterator[Batch], *, accumulate: int, precision: str, world: World
+        self, network: nn.Module, batches: Iterator[Batch], *, precision: str, world: World
     ) -> dict[str, Tensor]:
         """Gradients in `.grad` and the losses, in memory that the next call writes over."""
         if self._graph is None:
-            self._batches = [copy.deepcopy(next(batches)) for _ in range(accumulate)]
-            self._graph = self._record(network, accumulate=accumulate, precision=precision, world=world)
+            self._batches = [copy.deepcopy(batch) for batch in step_of(batches)]
+            self._graph = self._record(network, precision=precision, world=world)
         else:
             for batch in self._batches:
                 overwrite(batch, next(batches))

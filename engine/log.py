@@ -132,7 +132,7 @@ def console_line(record: Mapping[str, Any], timing: Mapping[str, float | None], 
     """The report of one log step in one line."""
     losses = {name: value for name, value in record.items() if name not in ("step", *FIGURES)}
     parts = [f"step {record['step']}/{steps}"]
-    parts += [f"{name} {'skipped' if value is None else f'{value:.4f}'}" for name, value in losses.items()]
+    parts += [f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in losses.items()]
     parts += [f"lr {record['lr']:.2e}", f"{timing['samples_per_s']:.1f} samples/s"]
     parts += [f"{timing['visible_tokens_per_s']:.0f} tokens/s", f"data wait {timing['data_wait_percent']:.1f}%"]
     parts += [f"MFU {'n/a' if timing['mfu'] is None else format(timing['mfu'], '.1%')}"]

@@ -23,30 +23,38 @@ class Meters:
         self.tasks = (*tasks, "loss")
         self._world = world
         self._skipped = self._faulty = 0
-        # [loss per task..., total loss, gradient norm, steps that counted, skipped steps]
-        self._window = torch.zeros(len(self.tasks) + 3, dtype=torch.float64, device=world.device)
+        # [loss per task..., total loss, gradient norm; how many steps counted for each of these; skipped steps]
+        named = len(self.tasks) + 1
+        self._window = torch.zeros(2 * named + 1, dtype=torch.float64, device=world.device)
         # Losses add up over the processes. The norm and the steps are the same on all, so the main one brings them.
-        share = [1.0] * len(self.tasks) + [float(world.is_main)] * 3
+        share = [1.0] * len(self.tasks) + [float(world.is_main)] * (named + 2)
         self._share = torch.tensor(share, dtype=torch.float64, device=world.device)
+        self._there: dict[tuple[bool, ...], Tensor] = {}
 
     def add(self, losses: Mapping[str, Tensor], grad_norm: Tensor, skipped: Tensor) -> None:
-        """One step: losses of this process (scalars that add up to the global ones), gradient norm, whether skipped."""
+        """One step: losses of this process (scalars that add up to the global ones), gradient norm, whether skipped.
+
+        Tasks that took no part in the step have no loss.
+        """
         skipped = skipped.reshape(1).double()
-        values = torch.stack([*(losses[task] for task in self.tasks), grad_norm.reshape(())]).double()
-        counted = torch.where(skipped > 0, 0.0, torch.cat([values, torch.ones_like(skipped)]))
+        nothing = torch.zeros_like(losses["loss"])
+        values = torch.stack([*(losses.get(task, nothing) for task in self.tasks), grad_norm.reshape(())]).double()
+        there = self._flags(tuple(task in losses for task in self.tasks))
+        counted = torch.where(skipped > 0, 0.0, torch.cat([values, there]))
         self._window += self._share * torch.cat([counted, skipped])
 
     def read(self, faulty: int) -> dict[str, float | int | None]:
-        """The means of the window (None where every step was skipped) and the counts of the run; empties the window.
+        """The means of the window (None where no step counted) and the counts of the run; empties the window.
 
         `faulty` counts the replaced samples of this process since it started. Every process calls it; the figures are
         right on the main one.
         """
         values, faulty = self._gather(faulty)
-        *sums, count, skipped = values
+        *sums, skipped = values
         self._window.zero_()
         self._skipped += int(skipped)
-        means = [total / count if count else None for total in sums]
+        totals, counts = sums[: len(sums) // 2], sums[len(sums) // 2 :]
+        means = [total / count if count else None for total, count in zip(totals, counts, strict=True)]
         named = dict(zip((*self.tasks, "grad_norm"), means, strict=True))
         return {**named, "skipped": self._skipped, "faulty_samples": faulty}
 
@@ -64,6 +72,13 @@ class Meters:
         if self._world.is_main:
             self._window.copy_(torch.tensor(state["window"], dtype=torch.float64))
         self._skipped, self._faulty = state["skipped"], state["faulty"]
+
+    def _flags(self, there: tuple[bool, ...]) -> Tensor:
+        """1 for every task that is there and for the norm; made once, as the device would be waited for."""
+        if there not in self._there:
+            flags = torch.tensor([*there, True], dtype=torch.float64)
+            self._there[there] = flags.to(self._window.device, non_blocking=True)
+        return self._there[there]
 
     def _gather(self, faulty: int) -> tuple[list[float], int]:
         """The window and the faulty samples of all processes: the one read of a log step."""

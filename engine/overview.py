@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from omnitrunk.engine import checkpoint, folder
+from omnitrunk.engine.data import JointLoader
+from omnitrunk.engine.datasets import DataSet, data_sets, micro_batches
 from omnitrunk.engine.estimate import estimate, size_text
 
 if TYPE_CHECKING:
@@ -17,18 +19,13 @@ if TYPE_CHECKING:
 
 
 def overview(run: Run) -> str:
-    """Five lines, and a sixth where the run is resumed."""
+    """Five lines and a sixth where the run is resumed; with several data sets three of these for each."""
     config, world = run.config, run.world
     needs = estimate(config, run.model, processes=world.size)
-    seen = config.run.steps * config.data.batch
     lines = [
         model_line(config, needs.parameters),
-        f"data     {config.data.root or config.data.source}: {run.loader.dataset_size:,} samples, "
-        f"fingerprint {run.loader.fingerprint[:12]}",
-        f"batch    {config.data.batch} samples, on {world.size} process{'' if world.size == 1 else 'es'} in "
-        f"{config.optimizer.accumulate} part{'' if config.optimizer.accumulate == 1 else 's'} each",
-        f"horizon  {config.run.steps:,} steps = {seen:,} samples = {seen / run.loader.dataset_size:.1f} epochs; "
-        f"learning rate {config.optimizer.lr:g} after {config.optimizer.warmup_steps:,} steps",
+        *(line for one in data_sets(config).values() for line in _data_lines(run, one)),
+        f"rate     learning rate {config.optimizer.lr:g} after {config.optimizer.warmup_steps:,} steps",
         f"machine  {_device(world)}, {config.run.precision}, about {size_text(needs.total_bytes)}; "
         f"writes {config.run.folder}",
     ]
@@ -37,6 +34,22 @@ def overview(run: Run) -> str:
         changes = folder.differences(saved, config)
         lines.append(f"resumed  after step {run.start}" + (f"; changed: {', '.join(changes)}" if changes else ""))
     return "\n".join(lines)
+
+
+def _data_lines(run: Run, one: DataSet) -> list[str]:
+    """What a data set holds, and how much of it the run takes."""
+    config, processes = run.config, run.world.size
+    loader = run.loader.loaders[one.name] if isinstance(run.loader, JointLoader) else run.loader
+    rate = run.loader.samples_per_step.get(one.name, one.data.batch)
+    seen, parts = config.run.steps * rate, micro_batches(config, one)
+    name = "" if one.section == "data" else f"{one.name}: "
+    return [
+        f"data     {name}{one.data.root or one.data.source}: {loader.dataset_size:,} samples, "
+        f"fingerprint {loader.fingerprint[:12]}",
+        f"batch    {name}{one.data.batch} samples, on {processes} process{'' if processes == 1 else 'es'} in "
+        f"{parts} part{'' if parts == 1 else 's'} each",
+        f"horizon  {name}{config.run.steps:,} steps = {seen:,.0f} samples = {seen / loader.rows_per_epoch:.1f} epochs",
+    ]
 
 
 def model_line(config: RunConfig, parameters: int) -> str:

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from omnitrunk.models import ClassifierConfig, MultiMAEConfig
+from omnitrunk.models import MultiMAEConfig
 from omnitrunk.models.masking.mask_plan import MaskPlan
 from omnitrunk.models.masking.plan import Plan
 
 
-def plan_maker(model: nn.Module, *, seed: int, start: int, batch: int, parts: int) -> Callable[[np.ndarray], Plan]:
+def plan_maker(
+    model: nn.Module, *, seed: int, start: int, batch: int, parts: int, dataset: str | None = None
+) -> Callable[[np.ndarray], Plan]:
     """A function from the positions of a micro-batch to its plan, for a loader that begins at position `start`.
 
+    `dataset` is for models that know several, and names the one that is loaded.
     A global batch of `batch` samples is cut into `parts` micro-batches, over processes and accumulation, and the plain
     mean of their losses is to be the loss of the whole. Losses are means over the samples that have something masked,
     and a part may have fewer of these than another where `keep` can cover an input completely. Then each part is
@@ -24,6 +27,8 @@ def plan_maker(model: nn.Module, *, seed: int, start: int, batch: int, parts: in
     """
     config = model.config
     check_pairs(config, batch, parts)
+    if dataset is not None:
+        return lambda positions: model.plan(seed, positions, dataset)
     even = not isinstance(config, MultiMAEConfig) or config.keep < min(map(config.tokens, config.inputs))
     if even or config.faithful or parts == 1:
         return lambda positions: model.plan(seed, positions)
@@ -42,8 +47,8 @@ def plan_maker(model: nn.Module, *, seed: int, start: int, batch: int, parts: in
 
 
 def check_pairs(config: Any, batch: int, parts: int) -> None:
-    """ValueError where a classifier mixes pairs of samples, and micro-batches would tear some of them."""
-    if isinstance(config, ClassifierConfig) and config.mixes and batch % (2 * parts):
+    """ValueError where training mixes pairs of samples, and micro-batches would tear some of them."""
+    if getattr(config, "mixes", False) and batch % (2 * parts):
         raise ValueError(
             f"data.batch = {batch} in {parts} micro-batches, over processes and accumulation, tears pairs that mixup "
             f"and cutmix mix: use a multiple of {2 * parts}"

@@ -36,6 +36,8 @@ class Panel:
     """Class ids that occur in the pictures; empty for pixels."""
     scale: str = ""
     """What the color scale from dark to bright says in the pictures; empty where there is none."""
+    note: str = ""
+    """A line of the legend."""
 
 
 def compose(panels: list[Panel], class_names: Sequence[str] = ()) -> Image:
@@ -43,37 +45,40 @@ def compose(panels: list[Panel], class_names: Sequence[str] = ()) -> Image:
     from PIL import Image, ImageDraw
 
     rows = len(next(iter(panels[0].pictures.values())))
-    tiles = [_tile_width(panel) for panel in panels]
-    widths = [len(panel.pictures) * (tile + GAP) - GAP for panel, tile in zip(panels, tiles, strict=True)]
+    tiles = [[_tile_width(pictures) for pictures in panel.pictures.values()] for panel in panels]
+    widths = [sum(columns) + GAP * (len(columns) - 1) for columns in tiles]
     width = max(NARROWEST, 2 * MARGIN + sum(widths) + BLOCK_GAP * (len(panels) - 1))
     top = MARGIN + TITLE + CAPTION
     bottom = top + rows * (TILE + GAP)
     sheet = Image.new("RGB", (width, bottom + _legend_lines(panels) * (SWATCH + 8) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     left = MARGIN
-    for panel, tile, block in zip(panels, tiles, widths, strict=True):
+    for panel, columns in zip(panels, tiles, strict=True):
         write(draw, left, MARGIN, panel.name, 17)
-        for column, (caption, pictures) in enumerate(panel.pictures.items()):
-            x = left + column * (tile + GAP)
-            write(draw, x, MARGIN + TITLE, caption, 13)
+        for (caption, pictures), tile in zip(panel.pictures.items(), columns, strict=True):
+            write(draw, left, MARGIN + TITLE, caption, 13)
             for row, picture in enumerate(pictures):
                 shown = Image.fromarray(picture).resize((tile, TILE), Image.Resampling.NEAREST)
-                sheet.paste(shown, (x, top + row * (TILE + GAP)))
-        left += block + BLOCK_GAP
+                sheet.paste(shown, (left, top + row * (TILE + GAP)))
+            left += tile + GAP
+        left += BLOCK_GAP - GAP
     _legend(draw, panels, class_names, bottom + 8)
     return sheet
 
 
-def _tile_width(panel: Panel) -> int:
-    """Width of the pictures of a panel on the sheet, their shape kept up to a limit."""
-    _, height, width, _ = next(iter(panel.pictures.values())).shape
+def _tile_width(pictures: np.ndarray) -> int:
+    """Width of the pictures of a column on the sheet, their shape kept up to a limit."""
+    _, height, width, _ = pictures.shape
     return min(WIDEST * TILE, max(TILE, round(TILE * width / height)))
 
 
 def _legend_lines(panels: list[Panel]) -> int:
-    return sum(
-        any(wanted) for wanted in zip(*((_masked(p), bool(p.classes), bool(p.scale)) for p in panels), strict=True)
-    )
+    wanted = zip(*((_masked(p), bool(p.classes), bool(p.scale)) for p in panels), strict=True)
+    return sum(map(any, wanted)) + len(_notes(panels))
+
+
+def _notes(panels: list[Panel]) -> list[str]:
+    return list(dict.fromkeys(panel.note for panel in panels if panel.note))
 
 
 def _masked(panel: Panel) -> bool:
@@ -81,7 +86,10 @@ def _masked(panel: Panel) -> bool:
 
 
 def _legend(draw: ImageDraw, panels: list[Panel], class_names: Sequence[str], y: int) -> None:
-    """What grey means, the colors of the classes that occur, and the scale of maps and clouds."""
+    """What the panels note, what grey means, the colors of the classes that occur, the scale of maps and clouds."""
+    for note in _notes(panels):
+        write(draw, MARGIN, y, note, 13)
+        y += SWATCH + 8
     if any(map(_masked, panels)):
         write(draw, MARGIN, y, "grey or left out: masked; the prediction shows the input where it is visible", 13)
         y += SWATCH + 8

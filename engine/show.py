@@ -18,12 +18,23 @@ from omnitrunk.engine.clouds import cloud_panel, parts_panel
 from omnitrunk.engine.colors import class_colors, scale_colors
 from omnitrunk.engine.data import Batch, Loader
 from omnitrunk.engine.description import describe
+from omnitrunk.engine.evaluation.neighbors import draw_neighbors
+from omnitrunk.engine.maps import maps_panel
 from omnitrunk.engine.scales import draw_scales
 from omnitrunk.engine.sheet import Panel, compose
 from omnitrunk.engine.step import autocast
 from omnitrunk.engine.tiles import from_patches, to_patches
-from omnitrunk.models import MODALITIES, Classifier, Modality, MultiMAEConfig, PartSegmenter, PointClassifier
+from omnitrunk.models import (
+    MODALITIES,
+    Classifier,
+    Modality,
+    MultiMAEConfig,
+    OmnivoreSegmenter,
+    PartSegmenter,
+    PointClassifier,
+)
 from omnitrunk.models.masking.plan import Plan
+from omnitrunk.models.omnivore_segmenter import IGNORED
 from omnitrunk.models.pathway import scales
 
 if TYPE_CHECKING:
@@ -41,19 +52,31 @@ def draw_sheet(config: RunConfig, model: nn.Module, device: torch.device, *, sam
     """A sheet of `samples` pictures of the val split, nearly uncropped, the same ones every time.
 
     A classifier reconstructs nothing: of it the scales of its pathways are drawn. ValueError where it has none. Of a
-    segmenter it is the parts that it finds.
+    segmenter it is the parts or maps that it finds; of a model without reconstructions, the neighbors that its
+    retrieval finds.
     """
     if isinstance(model, (Classifier, PointClassifier)):
         return draw_scales(scales(model), [Path(path).name for path in config.pathway.auxiliaries])
     if not getattr(config.model, "drawn", True):
-        raise ValueError(f"there is nothing to draw of this {config.model.system}: it reconstructs no pictures")
+        if config.evaluate.retrieval:
+            return draw_neighbors(config, model, device, samples=samples)
+        raise ValueError(
+            f"this {config.model.system} reconstructs no pictures; to draw what it finds across modalities instead, "
+            'name a pair of them, such as evaluate.retrieval = ["depth->rgb"]'
+        )
     seed, names = config.run.seed, config.model.reads
     plain = {"crop_area": (1.0, 1.0), "flip": False, "point_scale": (1.0, 1.0), "point_shift": 0.0}
+    plain |= {"randaugment": 0, "color_jitter": 0.0, "copies": 1, "train_share": 1.0}
     data = replace(config.data, train_split=config.data.val_split, batch=samples, **plain)
     with Loader(
         data, names, seed=seed, device=device, make_plan=lambda positions: model.plan(seed, positions)
     ) as loader:
         batch = next(loader)
+    if isinstance(model, OmnivoreSegmenter):
+        with torch.no_grad(), autocast(device, config.run.precision):
+            found = model.segment(batch.inputs)
+        panel = maps_panel(batch.tensors, found, batch.tensors["semseg"], IGNORED)
+        return compose([panel], describe(config.data.root).get("semseg_names", ()))
     if isinstance(model, PartSegmenter):
         return compose([segment(model, batch, config.run.precision)], ("of another class",))
     return compose(reconstruct(model, batch, config.run.precision), describe(config.data.root).get("semseg_names", ()))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from omnitrunk.engine.data import Batch
 from omnitrunk.engine.distributed import World
-from omnitrunk.engine.optimizer import AdamW
+from omnitrunk.engine.optimizer import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,9 @@ class Outcome:
     """What a step leaves on the device."""
 
     losses: dict[str, Tensor]
-    """Output task, and "loss" -> this process's part of the mean over the global batch: they add up over processes."""
+    """Output task, and "loss" -> this process's part of the mean over the global batch: they add up over processes.
+
+    Where data sets have losses of their own, those that took no part in the step are left out."""
     grad_norm: Tensor
     """Norm of the gradient over all parameters, before the clip."""
     skipped: Tensor
@@ -32,45 +34,52 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def compute_gradients(
-    network: nn.Module, batches: Iterator[Batch], *, accumulate: int, precision: str, world: World
+    network: nn.Module, batches: Iterator[Batch], *, precision: str, world: World
 ) -> dict[str, Tensor]:
-    """Forward and backward pass of `accumulate` micro-batches: gradients in `.grad`, and `Outcome.losses`."""
+    """Forward and backward pass of the micro-batches of a step: gradients in `.grad`, and `Outcome.losses`."""
     sums: dict[str, Tensor] = {}
-    for part in range(accumulate):
-        batch = next(batches)
-        with _gradients_stay_local(network, world, last=part == accumulate - 1):
+    for batch in step_of(batches):
+        with _gradients_stay_local(network, world, last=batch.last):
             with autocast(world.device, precision):
                 losses = network(batch.inputs, batch.plan)
-            (losses["loss"] / accumulate).backward()
+            (losses["loss"] * (batch.share * batch.weight)).backward()
         for task, loss in losses.items():
-            share = loss.detach().float() / (accumulate * world.size)
-            sums[task] = sums[task] + share if part else share
+            share = batch.share * (batch.weight if task == "loss" else 1) / world.size
+            part = loss.detach().float() * share
+            sums[task] = sums[task] + part if task in sums else part
     return sums
+
+
+def step_of(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The micro-batches of the next step."""
+    for batch in batches:
+        yield batch
+        if batch.last:
+            return
 
 
 def train_step(
     network: nn.Module,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     batches: Iterator[Batch],
     *,
     lr: float,
-    accumulate: int,
     precision: str,
     world: World,
     gradients: Callable[..., dict[str, Tensor]] = compute_gradients,
 ) -> Outcome:
-    """Take `accumulate` micro-batches and make one update, with the loss and the gradient of the global batch.
+    """Take the micro-batches of a step and make one update, with the loss and the gradient of the global batch.
 
     `network` is the model, or the model in DistributedDataParallel, which averages gradients over processes.
     `gradients` is `compute_gradients`, or does the same from a CUDA graph (engine.graphs).
     """
-    losses = gradients(network, batches, accumulate=accumulate, precision=precision, world=world)
+    losses = gradients(network, batches, precision=precision, world=world)
     grad_norm, skipped = optimizer.update(lr)
     optimizer.clear_gradients()
     return Outcome(losses=losses, grad_norm=grad_norm, skipped=skipped)
 
 
-def dry_step(network: nn.Module, optimizer: AdamW, batch: Batch, *, precision: str, world: World) -> None:
+def dry_step(network: nn.Module, optimizer: Optimizer, batch: Batch, *, precision: str, world: World) -> None:
     """All of a step on one micro-batch, and no trace of it.
 
     Kernels are compiled and memory is taken before the run counts as started. The gradient is spoilt on purpose: an

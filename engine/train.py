@@ -8,10 +8,12 @@ from itertools import chain
 
 from omnitrunk.engine import folder
 from omnitrunk.engine.build import Run, build
-from omnitrunk.engine.config import RunConfig, without_effect
+from omnitrunk.engine.config import RunConfig
 from omnitrunk.engine.distributed import Vote, world_of
+from omnitrunk.engine.estimate import flop_per_sample
 from omnitrunk.engine.graphs import CapturedGradients
 from omnitrunk.engine.hooks import draw_samples, evaluate_fully, evaluate_trained
+from omnitrunk.engine.idle import without_effect
 from omnitrunk.engine.log import RunLog
 from omnitrunk.engine.overview import overview
 from omnitrunk.engine.signals import REQUEUE, StopRequest
@@ -40,10 +42,11 @@ def _loop(run: Run, log: RunLog, stop: StopRequest) -> int:
     batches = chain([first], run.loader)
     log.say(overview(run))
     dry_step(run.network, run.optimizer, first, precision=config.run.precision, world=world)
+    samples = run.loader.samples_per_step
     throughput = Throughput(
-        samples=config.data.batch,
+        samples=sum(samples.values()),
         tokens=config.model.keep,
-        flop=3 * run.model.flops(first.plan),
+        flop=flop_per_sample(config, run.model, samples),
         devices=world.size,
         device=world.device,
         precision=config.run.precision,
@@ -59,7 +62,6 @@ def _loop(run: Run, log: RunLog, stop: StopRequest) -> int:
             run.optimizer,
             batches,
             lr=lr,
-            accumulate=config.optimizer.accumulate,
             precision=config.run.precision,
             world=world,
             gradients=gradients,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from omnitrunk.engine import checkpoint, durable
 from omnitrunk.models.classifier import Classifier
+from omnitrunk.models.layers.offset_table import resized_offsets, square_side
+from omnitrunk.models.layers.window_block import WindowAttention
 from omnitrunk.models.official.transfer import WRAPPINGS
 
 CONTAINERS = ("model", "module", "state_dict", "base_model")
@@ -32,6 +34,8 @@ PRETRAINING = re.compile(r"^(norm|decoder|objective|heads)\.")
 """What pre-training has of its own."""
 FINETUNING = re.compile(r"^(norm|heads?)\.|^class_position$|\.pathway\.")
 """What a model that starts from it has of its own."""
+SEVERAL = ("heads.", "tokenizers.", "decoders.")
+"""Beginnings of names in which the next word says which one."""
 JOINED = re.compile(r"\.pathway\.|\.cross_modal_scale$")
 """What a linear layer has that is joined with those of other models, here and in the release of M2PT."""
 Kind = Literal["auto", "model", "ema"]
@@ -93,24 +97,14 @@ def read_blocks(path: str | Path) -> dict[str, Tensor]:
 def start_from(model: nn.Module, path: str | Path) -> str:
     """Copy the weights of a pre-trained model; returns a line that says what was taken and what was left out.
 
-    Takes names and shapes as they are; ValueError names the first tensor that has no place or no counterpart.
+    Takes names and shapes as they are, but for tables of biases of other windows, which are resampled. What belongs to
+    some data sets only, `model.OPTIONAL`, may be on one side alone. ValueError names the first tensor that has no place
+    or no counterpart.
     """
     given, wanted = _plain(path), model.state_dict()
-    unused = [name for name in given if name not in wanted]
-    missing = [name for name in wanted if name not in given]
-    own = {name for name in wanted if FINETUNING.search(name)}
-    if stray := [name for name in unused if not PRETRAINING.search(name)]:
-        raise ValueError(
-            f"{path} has {stray[0]}, which the model lacks: configure the model that it was made for, "
-            "or bring a release's file here with omnitrunk convert"
-        )
-    if lacking := [name for name in missing if name not in own]:
-        raise ValueError(f"{path} lacks {lacking[0]}: give the weights of a model of the same system and size")
-    fresh = {name for name in own if name in given and given[name].shape != wanted[name].shape}
-    if isinstance(model, Classifier) and "head.weight" not in given:
-        # It norms the mean of the tokens, pre-training every token: that norm is another one.
-        fresh |= {name for name in wanted if name.startswith("norm.")}
+    fresh = _fresh(model, given, wanted, path)
     taken = [name for name in wanted if name in given and name not in fresh]
+    resized = _fit_windows(model, given, taken)
     for name in taken:
         if given[name].shape != wanted[name].shape:
             shapes = tuple(given[name].shape), tuple(wanted[name].shape)
@@ -118,8 +112,51 @@ def start_from(model: nn.Module, path: str | Path) -> str:
     with torch.no_grad():
         for name in taken:
             wanted[name].copy_(given[name])
-    afresh = len(wanted) - len(taken)
-    return f"{path}: {len(taken)} tensors, without {len(given) - len(taken)} of its own; {afresh} start afresh"
+    left, afresh = ([name for name in names if name not in taken] for names in (given, wanted))
+    return (
+        f"{path}: {len(taken)} tensors, without {len(left)} of its own{_parts(left)}; {len(afresh)} start "
+        f"afresh{_parts(afresh)}" + (f"; {resized} tables of biases resampled for other windows" if resized else "")
+    )
+
+
+def _fresh(
+    model: nn.Module, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path
+) -> Collection[str]:
+    """Names on both sides whose values are not taken; ValueError where a name is on one side that should be on both."""
+    optional = getattr(model, "OPTIONAL", ())
+    own = {name for name in wanted if FINETUNING.search(name) or name.startswith(optional)}
+    unused = [name for name in given if name not in wanted and not name.startswith(optional)]
+    if stray := [name for name in unused if not PRETRAINING.search(name)]:
+        raise ValueError(
+            f"{path} has {stray[0]}, which the model lacks: configure the model that it was made for, "
+            "or bring a release's file here with omnitrunk convert"
+        )
+    if lacking := [name for name in wanted if name not in given and name not in own]:
+        raise ValueError(f"{path} lacks {lacking[0]}: give the weights of a model of the same system and size")
+    fresh = {name for name in own if name in given and given[name].shape != wanted[name].shape}
+    if isinstance(model, Classifier) and "head.weight" not in given:
+        # It norms the mean of the tokens, pre-training every token: that norm is another one.
+        fresh |= {name for name in wanted if name.startswith("norm.")}
+    return fresh
+
+
+def _fit_windows(model: nn.Module, given: dict[str, Tensor], taken: Collection[str]) -> int:
+    """Resample the tables in `given` that are of other square windows than the model's; how many those are."""
+    fitted = 0
+    for layer, part in model.named_modules():
+        name = f"{layer}.bias_table"
+        if not isinstance(part, WindowAttention) or name not in taken:
+            continue
+        table = given[name]
+        if len(table) != len(part.bias_table) and square_side(len(table), part.window[0]):
+            given[name], fitted = resized_offsets(table, part.window), fitted + 1
+    return fitted
+
+
+def _parts(names: Sequence[str]) -> str:
+    """Which parts of a model tensors belong to, in brackets; nothing where there are none."""
+    parts = dict.fromkeys(".".join(name.split(".")[: 2 if name.startswith(SEVERAL) else 1]) for name in names)
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def write_weights(

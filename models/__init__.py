@@ -9,9 +9,12 @@ from omnitrunk.models.masking.mask_plan import MaskPlan, make_plan
 from omnitrunk.models.masking.token_plan import TokenPlan, make_token_plan
 from omnitrunk.models.modality import MODALITIES, Modality, register
 from omnitrunk.models.multimae import MultiMAE, MultiMAEConfig
-from omnitrunk.models.omnimae import OmniMAEConfig
+from omnitrunk.models.omnimae import OmniMAE
+from omnitrunk.models.omnimae_config import OmniMAEConfig
 from omnitrunk.models.omnivore import Omnivore
 from omnitrunk.models.omnivore_config import OmnivoreConfig
+from omnitrunk.models.omnivore_segmenter import OmnivoreSegmenter
+from omnitrunk.models.omnivore_segmenter_config import OmnivoreSegmenterConfig
 from omnitrunk.models.part_segmenter import PartSegmenter, PartSegmenterConfig
 from omnitrunk.models.point_classifier import PointClassifier, PointClassifierConfig
 from omnitrunk.models.pointmae import PointMAEConfig
@@ -30,9 +33,12 @@ __all__ = [
     "Modality",
     "MultiMAE",
     "MultiMAEConfig",
+    "OmniMAE",
     "OmniMAEConfig",
     "Omnivore",
     "OmnivoreConfig",
+    "OmnivoreSegmenter",
+    "OmnivoreSegmenterConfig",
     "PartSegmenter",
     "PartSegmenterConfig",
     "PointClassifier",

@@ -33,14 +33,7 @@ class MaskedAutoencoder(Encoder):
 
     def plan(self, seed: int, positions: np.ndarray) -> TokenPlan:
         """The masks of the samples at `positions` int64 (B,), made on the host and keyed by (seed, position)."""
-        config, keyed = self.config, {"seed": seed, "positions": np.asarray(positions, dtype=np.int64)}
-        decoder = {"rate": config.decoder_drop_path, "depth": config.decoder_depth, "purpose": "drop_path.decoder"}
-        return make_token_plan(
-            config.visible_tokens(**keyed),
-            config.total_tokens,
-            drop_scale=sample_drop_scale(config.drop_path, config.depth, **keyed),
-            decoder_drop_scale=sample_drop_scale(**decoder, **keyed),
-        )
+        return draw_plan(self.config, seed, positions)
 
     def forward(self, tensors: Mapping[str, Tensor], plan: TokenPlan) -> dict[str, Tensor]:
         """The loss of a batch, under the name of the output and under "loss"."""
@@ -59,7 +52,7 @@ class MaskedAutoencoder(Encoder):
         self.check_tasks(tasks)
         sample = self.prepare(tensors)
         first = next(iter(sample.values()))
-        everything = all_tokens(len(first), self.config.total_tokens, first.device)
+        everything = all_tokens(len(first), self.tokens_of(sample), first.device)
         return self.encode_tokens(sample, everything, norm=self.norm if normed else None)
 
     def features(self, tensors: Mapping[str, Tensor], tasks: Sequence[str] | None = None) -> Tensor:
@@ -72,6 +65,10 @@ class MaskedAutoencoder(Encoder):
         encoded = self.encode_tokens(sample, plan.keep, plan.drop_scale, norm=self.norm)
         return {self.config.outputs[0]: self.decoder.everywhere(encoded, sample, plan)}
 
+    def tokens_of(self, _sample: Mapping[str, Tensor]) -> int:
+        """Tokens N of what `prepare` returned."""
+        return self.config.total_tokens
+
     def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
         """Groups for the optimizer; see models.parameter_groups."""
         return parameter_groups(self, weight_decay)
@@ -82,3 +79,15 @@ class MaskedAutoencoder(Encoder):
         length = visible + int(self.config.class_token)
         trunk = self.blocks.flops(batch, length, batch * length)
         return (self.tokenizer.flops(batch, batch * visible) + trunk + self.decoder.flops(plan)) / batch
+
+
+def draw_plan(config: AutoencoderConfig, seed: int, positions: np.ndarray) -> TokenPlan:
+    """The plan of the samples at `positions` int64 (B,), made on the host and keyed by (seed, position)."""
+    keyed = {"seed": seed, "positions": np.asarray(positions, dtype=np.int64)}
+    decoder = {"rate": config.decoder_drop_path, "depth": config.decoder_depth, "purpose": "drop_path.decoder"}
+    return make_token_plan(
+        config.visible_tokens(**keyed),
+        config.total_tokens,
+        drop_scale=sample_drop_scale(config.drop_path, config.depth, **keyed),
+        decoder_drop_scale=sample_drop_scale(**decoder, **keyed),
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -41,3 +42,23 @@ def check_least(config: object, least: Mapping[str, float]) -> None:
     for field, smallest in least.items():
         if getattr(config, field) < smallest:
             raise ValueError(f"{field} = {getattr(config, field)} is too small; use {smallest} or more")
+
+
+def check_mixing(config: Any) -> None:
+    """ValueError where `mixup`, `cutmix` and `mixed` of a configuration have no meaning."""
+    check_least(config, {"mixup": 0, "cutmix": 0})
+    if not 0 < config.mixed <= 1:
+        raise ValueError(f"mixed = {config.mixed} must lie in 0..1, 0 excluded; mixup = 0 and cutmix = 0 mix nothing")
+    if config.mixed < 1 and not config.mixes:
+        raise ValueError(f"mixed = {config.mixed} mixes nothing while mixup and cutmix are 0; set one, or mixed to 1")
+
+
+def choose_dataset(known: Iterable[str], dataset: str | None) -> str:
+    """The data set that is meant, which may be left out where only one is known; else ValueError with the choices."""
+    names = tuple(known)
+    if dataset is None and len(names) == 1:
+        return names[0]
+    if dataset not in names:
+        said = "no data set was named" if dataset is None else f"the model knows no data set {dataset!r}"
+        raise ValueError(f"{said}; choose one of {', '.join(names)}")
+    return dataset

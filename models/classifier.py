@@ -13,10 +13,9 @@ from math import prod
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from omnitrunk.models.augmentation.erasing import Eraser
-from omnitrunk.models.augmentation.mixing import mix_pixels, mix_sounds
+from omnitrunk.models.augmentation.mixing import mix_pixels, mix_sounds, mixed_cross_entropy
 from omnitrunk.models.augmentation.spans import blank
 from omnitrunk.models.classifier_config import ClassifierConfig
 from omnitrunk.models.classifier_plan import ClassifierPlan, draw_plan
@@ -46,17 +45,9 @@ class Classifier(Encoder):
         return draw_plan(self.config, seed, np.asarray(positions, dtype=np.int64))
 
     def forward(self, tensors: Mapping[str, Tensor], plan: ClassifierPlan) -> dict[str, Tensor]:
-        """The cross-entropy of a batch with "label" int64 (B,), under "class" and under "loss".
-
-        A mixture is as much of each of two classes as it shows of their samples: that is linear in the targets, so it
-        is the two cross-entropies, weighed.
-        """
+        """The cross-entropy of a batch with "label" int64 (B,), under "class" and under "loss"."""
         logits = self.training_logits(tensors, plan)
-        losses = self._losses(logits, tensors["label"])
-        if plan.mixing is not None:
-            others = self._losses(logits, tensors["label"][plan.mixing.partner])
-            losses = others.lerp(losses, plan.mixing.share.to(losses.dtype))
-        loss = losses.mean()
+        loss = mixed_cross_entropy(logits, tensors["label"], plan.mixing, label_smoothing=self.config.label_smoothing)
         return {"class": loss, "loss": loss}
 
     def training_logits(self, tensors: Mapping[str, Tensor], plan: ClassifierPlan) -> Tensor:
@@ -97,11 +88,6 @@ class Classifier(Encoder):
         """The normed mean of the tokens int64 (B, N), the class token left out, (B, D)."""
         encoded = self.encode_tokens(sample, index, drop_scale)
         return self.norm(encoded[:, int(self.class_token is not None) :].mean(dim=1))
-
-    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropies (B,) with labels int64 (B,), in float32 or wider."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=self.config.label_smoothing)
 
     def _erased(self, tensors: Mapping[str, Tensor], plan: ClassifierPlan) -> Mapping[str, Tensor]:
         if plan.erasing is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omnitrunk.models.audiomae import AudioMAEConfig
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
-from omnitrunk.models.checks import check_least, check_rate
+from omnitrunk.models.checks import check_least, check_mixing, check_rate
 from omnitrunk.models.initialize import Rules, normal
 from omnitrunk.models.mae import MAEConfig
 from omnitrunk.models.parameter_groups import is_matrix
@@ -85,13 +85,9 @@ class ClassifierConfig:
         self._check_augmentation()
 
     def _check_mixing(self) -> None:
-        check_least(self, {"mixup": 0, "cutmix": 0})
+        check_mixing(self)
         if self.mixup and self.inputs == ("points",):
             raise ValueError(f"mixup = {self.mixup}: point clouds are not mixed; set it to 0")
-        if not 0 < self.mixed <= 1:
-            raise ValueError(f"mixed = {self.mixed} must lie in 0..1, 0 excluded; mixup = 0 and cutmix = 0 mix nothing")
-        if self.mixed < 1 and not self.mixes:
-            raise ValueError(f"mixed = {self.mixed} mixes nothing while mixup and cutmix are 0; set one, or mixed to 1")
 
     def _check_augmentation(self) -> None:
         """What a modality does not have cannot be changed in it."""

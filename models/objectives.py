@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -20,6 +21,8 @@ from omnitrunk.models.masking.token_plan import flat_rows
 from omnitrunk.models.modality import find_modality
 
 STANDARDIZE_EPSILON = 1e-6
+CHANNELS = 3
+"""Of pictures and clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,36 @@ class CubeError:
             variance, mean = torch.var_mean(values, dim=1, keepdim=True)
             values = (values - mean) / (variance.sqrt() + STANDARDIZE_EPSILON)
         return values.flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatedError(CubeError):
+    """Mean squared error over all masked cubes, those of a picture repeated (Girdhar et al. 2023, section 3.2).
+
+    Every cube is standardized: (x - mean) / sqrt(variance + 1e-6), the variance with denominator count - 1, of pixels
+    from 0 to 1.
+    """
+
+    channels: bool
+    """Each channel of a cube by itself, or all together."""
+
+    def target(self, sample: Mapping[str, Tensor], masked: Tensor) -> Tensor:
+        """The targets (B * M, P) of cubes (B, M), values in (time, row, column, channel) order."""
+        values = self.pixels(sample, masked)
+        variance, mean = torch.var_mean(values, dim=1 if self.channels else (1, 2), keepdim=True)
+        return ((values - mean) * (variance + STANDARDIZE_EPSILON).rsqrt()).flatten(1)
+
+    def pixels(self, sample: Mapping[str, Tensor], masked: Tensor) -> Tensor:
+        """The pixels of cubes (B, M), from 0 to 1: (B * M, pixels of a cube, channels)."""
+        name = "rgb" if "rgb" in sample else "video"
+        modality, pixels, frames = find_modality(name), sample[name], self.cube[0]
+        patch = self.cube[1:] if name == "rgb" else self.cube
+        tokens = prod(pixels.shape[1:-1]) // prod(patch)
+        dtype = torch.float64 if pixels.dtype == torch.float64 else torch.float32
+        rows = gather_patches(pixels, flat_rows(masked, tokens), patch, dtype=dtype).unflatten(1, (-1, CHANNELS))
+        if pixels.is_floating_point():
+            rows = rows * rows.new_tensor(modality.std) + rows.new_tensor(modality.mean)
+        return rows.repeat(1, frames, 1) if name == "rgb" else rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from omnitrunk.models.checks import check_least, check_rate, pair
 from omnitrunk.models.initialize import NORMS, Rules, by_inputs, normal, zeros
 from omnitrunk.models.layers.merging import merged
 from omnitrunk.models.layers.window_block import Triple
+from omnitrunk.models.omnivore_training import OmnivoreTraining
 from omnitrunk.models.parameter_groups import is_matrix
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -52,7 +53,7 @@ OMNIVORE: Rules = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class OmnivoreConfig:
+class OmnivoreConfig(OmnivoreTraining):
     """Sizes of the trunk, and a linear head for each data set; the defaults are a Swin-T sized one on ImageNet-1K."""
 
     system: Literal["omnivore"] = "omnivore"
@@ -65,8 +66,6 @@ class OmnivoreConfig:
     """The same for clips, modality video."""
     rgbd_sets: dict[str, int] = field(default_factory=dict)
     """The same for pictures with depth, modalities rgb and depth."""
-    head_dropout: dict[str, float] = field(default_factory=dict)
-    """Data set -> share of the features that its head does not see in training."""
     image_size: int | tuple[int, int] = 224
     """Pixels of pictures and frames, one number for a square or (height, width). Any other size fits the weights."""
     frames: int = 16
@@ -83,20 +82,13 @@ class OmnivoreConfig:
     """Tokens of a window along time, height and width."""
     mlp_ratio: float = 4.0
     """Hidden width of every MLP, as a multiple of its width."""
-    drop_path: float = 0.0
-    """Drop probability of the last block's branches; it rises linearly from 0 over the depth."""
-    label_smoothing: float = 0.0
-    """Share of the probability that the target spreads over all classes."""
-    recompute: bool = False
-    """Keep only what lies between blocks and compute the rest again in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, each with one line that says what to change."""
         self._check_sizes()
         self._check_stages()
         self._check_sets()
-        for name in ("drop_path", "label_smoothing"):
-            check_rate(name, getattr(self, name))
+        self.check_training(depth=bool(self.rgbd_sets))
 
     def _check_sizes(self) -> None:
         check_least(self, {"frames": 1, "width": 1})
@@ -127,12 +119,12 @@ class OmnivoreConfig:
                 raise ValueError(
                     f"the data set {name!r} with {classes} classes needs a Python name and 1 class or more"
                 )
-        for name, rate in self.head_dropout.items():
-            if name not in self.classes:
-                raise ValueError(
-                    f"head_dropout names {name!r}, which is no data set; choose from {', '.join(self.classes)}"
-                )
-            check_rate(f"head_dropout.{name}", rate)
+        for field_name in ("head_dropout", "erase"):
+            for name, rate in getattr(self, field_name).items():
+                if name not in self.classes:
+                    known = ", ".join(self.classes)
+                    raise ValueError(f"{field_name} names {name!r}, which is no data set; choose from {known}")
+                check_rate(f"{field_name}.{name}", rate)
 
     drawn: ClassVar[bool] = False
     """Whether there are reconstructions to draw."""
@@ -158,8 +150,14 @@ class OmnivoreConfig:
         return tuple(name for name, there in wanted.items() if there)
 
     @property
+    def data_sets(self) -> dict[str, tuple[str, ...]]:
+        """Data set -> the modalities of its samples."""
+        kinds = ((self.image_sets, ("rgb",)), (self.video_sets, ("video",)), (self.rgbd_sets, ("rgb", "depth")))
+        return {name: modalities for names, modalities in kinds for name in names}
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        """Modalities that the data must hold."""
+        """Modalities that the data must hold, of all data sets together."""
         return self.inputs
 
     @property
@@ -203,6 +201,12 @@ class OmnivoreConfig:
     def keep(self) -> int:
         """All of them are seen."""
         return self.total_tokens
+
+    def idle(self) -> dict[str, str]:
+        """Fields without effect -> why."""
+        if any(self.erase.get(name) for name in self.rgbd_sets):
+            return {}
+        return {"erased_depth": "erase names no data set of rgbd_sets"}
 
     def decays(self, name: str) -> bool:
         """Whether weight decay applies to a parameter."""

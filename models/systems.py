@@ -18,13 +18,20 @@ from omnitrunk.models.multimae import MultiMAE
 from omnitrunk.models.multimae_config import MultiMAEConfig
 from omnitrunk.models.official import audiomae, classifier, mae, multimae, omnimae, omnivore, pointmae, videomae
 from omnitrunk.models.official.parts import Layout
-from omnitrunk.models.omnimae import OmniMAEConfig
+from omnitrunk.models.omnimae import OmniMAE
+from omnitrunk.models.omnimae_config import OmniMAEConfig
 from omnitrunk.models.omnivore import Omnivore
 from omnitrunk.models.omnivore_config import OmnivoreConfig
+from omnitrunk.models.omnivore_segmenter import OmnivoreSegmenter
+from omnitrunk.models.omnivore_segmenter_config import OmnivoreSegmenterConfig
 from omnitrunk.models.part_segmenter import PartSegmenter, PartSegmenterConfig
 from omnitrunk.models.point_classifier import PointClassifier, PointClassifierConfig
 from omnitrunk.models.pointmae import PointMAEConfig
 from omnitrunk.models.videomae import VideoMAEConfig
+
+
+def _unreleased(config: Any) -> Layout:
+    raise ValueError(f"no release holds an {config.system}: convert the {config.encoder_config.system} it starts from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +56,8 @@ SYSTEMS: dict[str, System] = {
     "point_classifier": System(config=PointClassifierConfig, model=PointClassifier, layout=pointmae.classifier_layout),
     "part_segmenter": System(config=PartSegmenterConfig, model=PartSegmenter, layout=pointmae.segmenter_layout),
     "omnivore": System(config=OmnivoreConfig, model=Omnivore, layout=omnivore.layout),
-    "omnimae": System(config=OmniMAEConfig, model=MaskedAutoencoder, layout=omnimae.layout),
+    "omnivore_segmenter": System(config=OmnivoreSegmenterConfig, model=OmnivoreSegmenter, layout=_unreleased),
+    "omnimae": System(config=OmniMAEConfig, model=OmniMAE, layout=omnimae.layout),
 }
 
 

@@ -28,6 +28,12 @@ class Batch:
     """Which tokens are visible; None where nothing is masked."""
     replaced: np.ndarray | None = None
     """bool (B,): True for a stand-in of an unreadable sample; None where no sample can be unreadable."""
+    share: float = 1.0
+    """Of a micro-batch: its share of the samples that its data set has in the step."""
+    weight: float = 1.0
+    """The share of that data set in the samples of the step."""
+    last: bool = True
+    """Whether the step ends with it."""
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
@@ -46,6 +52,9 @@ class Batch:
             positions=self.positions,
             plan=None if self.plan is None else self.plan.to(device),
             replaced=self.replaced,
+            share=self.share,
+            weight=self.weight,
+            last=self.last,
         )
 
     def split(self, parts: int) -> list[Batch]:
@@ -67,6 +76,8 @@ class Batch:
                 labels=self.labels[cut],
                 positions=self.positions[cut],
                 replaced=None if self.replaced is None else self.replaced[cut],
+                share=1 / parts,
+                last=cut is cuts[-1],
             )
             for cut in cuts
         ]

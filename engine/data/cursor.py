@@ -15,9 +15,10 @@ from omnitrunk.kernels.philox import uniform_bits
 class Cursor:
     """Walks through endless shuffled epochs of `size` samples, one global batch at a time.
 
-    Position p of the run is sample `epoch_order(size, seed, p // size)[p % size]`. The order knows nothing of ranks:
-    a global batch is the next `batch` positions, and rank r of `world` takes the r-th of `world` equal, contiguous
-    slices. So a run may go on with another number of ranks. Batches run across the end of an epoch; nothing is dropped.
+    Position p of the run shows the n-th sample of all epochs, n = p // copies, which is
+    `epoch_order(size, seed, n // size)[n % size]`. The order knows nothing of ranks: a global batch is the next `batch`
+    positions, and rank r of `world` takes the r-th of `world` equal, contiguous slices. So a run may go on with another
+    number of ranks. Batches run across the end of an epoch; nothing is dropped.
     """
 
     size: int
@@ -28,12 +29,19 @@ class Cursor:
     rank: int = 0
     world: int = 1
     samples_seen: int = 0
-    """The state: samples consumed by all ranks together. Setting it moves the cursor."""
+    """The state: positions consumed by all ranks together. Setting it moves the cursor."""
+    copies: int = 1
+    """Positions in a row that show the same sample."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.batch % self.world:
             raise ValueError(
                 f"a global batch of {self.batch} does not divide over {self.world} ranks: set data.batch to a multiple"
+            )
+        if self.batch // self.world % self.copies:
+            raise ValueError(
+                f"a batch of {self.batch // self.world} samples per rank does not hold all copies of each: set "
+                f"data.batch to a multiple of ranks x data.copies = {self.world * self.copies}"
             )
         assert self.size > 0 and 0 <= self.rank < self.world and self.samples_seen >= 0
 
@@ -51,7 +59,7 @@ class Cursor:
 
     def samples_at(self, positions: np.ndarray) -> np.ndarray:
         """The sample, int64, at each of the given positions of the run."""
-        epochs, places = np.divmod(positions, self.size)
+        epochs, places = np.divmod(positions // self.copies, self.size)
         samples = np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch

@@ -11,6 +11,7 @@ SUFFIXES = {
     "video": (".webm", ".mkv", ".mp4", ".m4v", ".mov", ".avi"),
     "audio": (".wav", ".flac", ".ogg", ".oga", ".opus"),
     "points": (".npy", ".npz", ".ply", ".off", ".pts", ".xyz"),
+    "intrinsics": (".txt",),
 }
 """Modality -> the file names it takes, in any case; other files beside them are ignored."""
 

@@ -58,15 +58,20 @@ class Loader:
             data = open_index(config, config.train_split, list(strides))
         self.dataset_size = len(data)
         """Samples in one epoch."""
+        self.rows_per_epoch = len(data) * config.copies
+        """How often one is shown in it, copies of one sample included."""
+        self.labels = 0 if isinstance(data, RandomSamples) else int(data.labels.max()) + 1
+        """Labels that occur, counted up to the greatest; 0 where there are none."""
         self.fingerprint = data.fingerprint
         """Identifies the files of the data set: a run resumed on others would be another run."""
         self.faults = Faults(config.bad_fraction, missing=data.missing)
         """Bad samples met so far, those of batches prepared ahead included."""
         self.replaced = 0
         """Stand-ins for bad samples in the batches delivered so far: the same number in a run that was resumed."""
-        cursor = Cursor(len(data), seed, config.batch, rank, world, samples_seen)
+        cursor = Cursor(len(data), seed, config.batch, rank, world, samples_seen, config.copies)
         batches = _training_batches(config, strides, data, self.faults, cursor, device)
-        self._start, self._batch, self._micro_batches, self._delivered = samples_seen, config.batch, micro_batches, 0
+        self.batch, self.micro_batches = config.batch, micro_batches
+        self._start, self._delivered = samples_seen, 0
         depth = config.prefetch * micro_batches
         self._prefetcher = Prefetcher(_with_plans(batches, micro_batches, make_plan), depth, device)
 
@@ -83,12 +88,17 @@ class Loader:
     @property
     def samples_seen(self) -> int:
         """Samples of all ranks in the steps delivered in full: the state to resume from."""
-        return self._start + self._delivered // self._micro_batches * self._batch
+        return self._start + self._delivered // self.micro_batches * self.batch
 
     @property
     def wait_seconds(self) -> float:
         """Time the consumer has spent waiting for batches: what the data costs the run."""
         return self._prefetcher.wait_seconds
+
+    @property
+    def samples_per_step(self) -> dict[str, float]:
+        """Data set -> its samples in a step; there is one, which has no name."""
+        return {"": float(self.batch)}
 
     def close(self) -> None:
         """Ends the background threads."""
@@ -106,9 +116,10 @@ def evaluation_batches(
 ) -> Prefetcher:
     """Every sample of a split once, in the order of the index, in batches of `batch`; the last one may be smaller.
 
-    Pictures are cut to their largest centred square, clips and recordings are taken from the middle. Unreadable samples
-    are left out and named in the log; positions are those of the index, from 0. ValueError where the split's classes
-    are not those of the training split.
+    Pictures are cut to their largest centred square, clips and recordings are taken from the middle. With data.views or
+    data.crops above 1, tensors have views x crops rows for each video, clip by clip; labels and positions have one.
+    Unreadable samples are left out and named in the log; positions are those of the index, from 0. ValueError where the
+    split's classes are not those of the training split.
     """
     if config.source == "random":
         raise ValueError("evaluation reads files: set data.source to folder, list or shards, and data.root")
@@ -163,8 +174,11 @@ def _sample_batches(
     device: torch.device | str,
 ) -> SampleBatches:
     """Reading and decoding in batches of up to `batch`, at random by `seed`, or as in evaluation where that is None."""
-    source = SampleSource(index, list(strides), faults, seed=seed, threads=config.threads, device=device)
-    return SampleBatches(source, make_decoder(config, strides, batch=batch, seed=seed, device=device))
+    options = {"threads": config.threads, "device": device, "least_frames": config.least_frames}
+    source = SampleSource(index, index.modalities, faults, seed=seed, **options)
+    copies = 1 if seed is None else config.copies
+    decoder = make_decoder(config, strides, batch=batch // copies, seed=seed, device=device)
+    return SampleBatches(source, decoder, copies=copies)
 
 
 def _with_plans(

@@ -33,6 +33,12 @@ class Sound(NamedTuple):
     rate: int
 
 
+class Focal(NamedTuple):
+    """The focal length of a sample's camera."""
+
+    pixels: float
+
+
 class Cloud(NamedTuple):
     """A point cloud as its file holds it."""
 
@@ -42,7 +48,7 @@ class Cloud(NamedTuple):
     """Numbers of any type (n,), as yet unchecked: the part that each point belongs to, where the file says it."""
 
 
-Facts: TypeAlias = Picture | Clip | Sound | Cloud
+Facts: TypeAlias = Picture | Clip | Sound | Focal | Cloud
 """What the check of a file found out and its decoder needs; of a point cloud the cloud itself."""
 
 
@@ -51,6 +57,7 @@ class EncodedSample:
     """One sample as its files hold it. `files` and `facts` follow the order of the requested modalities."""
 
     position: int
+    """Of its first row."""
     sample: int
     attempt: int
     """0 for the sample the cursor chose, n for its n-th substitute."""

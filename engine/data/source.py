@@ -20,7 +20,8 @@ class SampleSource:
     """Reads samples of a data set with `threads` readers.
 
     A bad sample is replaced by `faults.substitute` when `seed` is given, and left out when it is None (evaluation).
-    With `device`, where the samples will be decoded, files that cannot be decoded there are bad as well.
+    With `device`, where the samples will be decoded, files that cannot be decoded there are bad as well; so are videos
+    of fewer than `least_frames` frames.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class SampleSource:
         seed: int | None,
         threads: int,
         device: torch.device | str | None = None,
+        least_frames: int = 1,
     ) -> None:
         self.index = index
         self.modalities = tuple(modalities)
@@ -39,6 +41,7 @@ class SampleSource:
         self._seed = seed
         self._threads = threads
         self._device = device
+        self._least_frames = least_frames
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
     def fetch(self, positions: np.ndarray, samples: np.ndarray) -> list[EncodedSample]:
@@ -86,8 +89,9 @@ class SampleSource:
         facts: list[Facts] = []
         for modality in self.modalities:
             try:
-                data, found = inspect_file(modality, self.index.read(row.sample, modality), self._device)
-                if facts and found != facts[0]:
+                data = self.index.read(row.sample, modality)
+                data, found = inspect_file(modality, data, self._device, least_frames=self._least_frames)
+                if facts and isinstance(found, Picture) and found != facts[0]:
                     raise BadFile(f"is {_pixels(found)} pixels, but {self.modalities[0]} is {_pixels(facts[0])}")
             except (BadFile, OSError) as error:
                 row.fault = self.index.path(row.sample, modality), getattr(error, "strerror", None) or str(error)

@@ -1,7 +1,8 @@
-"""Random erasing: a rectangle of a picture becomes noise (Zhong et al. 2020).
+"""Random erasing: a rectangle of a picture becomes noise, or all one value (Zhong et al. 2020).
 
 Sizes are those of the paper: an area of 2 % to 33 % of the picture, an aspect of 0.3 to 1 / 0.3. Every pixel of the
-rectangle is normal noise around ImageNet's mean, cut to bytes, as MAE and VideoMAE are fine-tuned. B batch.
+rectangle is normal noise around ImageNet's mean, cut to bytes, as MAE and VideoMAE are fine-tuned; or black, as
+Omnivore is trained. B batch.
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ def draw_erasing(seed: int, positions: np.ndarray, *, rate: float, shape: tuple[
     return Erasing(box=torch.from_numpy(box), start=torch.from_numpy(start))
 
 
+def fill_boxes(pixels: Tensor, erasing: Erasing, value: float) -> Tensor:
+    """Images (B, H, W, C) or clips (B, T, H, W, C) with `value` in the boxes, the same in all frames of a clip."""
+    return pixels.masked_fill(_boxes(pixels, erasing), value)
+
+
 class Eraser(nn.Module):
     """Noise on the device, and its use.
 
@@ -76,8 +82,17 @@ class Eraser(nn.Module):
 
         ValueError where pixels are no bytes.
         """
-        if pixels.dtype != torch.uint8:
-            raise ValueError(f"random erasing makes bytes, not {pixels.dtype}: give uint8 pixels, or set erase to 0")
+        check_bytes(pixels)
         stretches = self.noise.flatten().unfold(0, pixels[0].numel(), self.noise.shape[1])
-        box = inside(erasing.box, *pixels.shape[-3:-1])
-        return torch.where(like_pixels(box, pixels), stretches[erasing.start].view(pixels.shape), pixels)
+        return torch.where(_boxes(pixels, erasing), stretches[erasing.start].view(pixels.shape), pixels)
+
+
+def check_bytes(pixels: Tensor) -> None:
+    """ValueError where pixels are no bytes, of which it is known what black or noise is."""
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"random erasing makes bytes, not {pixels.dtype}: give uint8 pixels, or set erase to 0")
+
+
+def _boxes(pixels: Tensor, erasing: Erasing) -> Tensor:
+    """A mask that broadcasts over pixels."""
+    return like_pixels(inside(erasing.box, *pixels.shape[-3:-1]), pixels)

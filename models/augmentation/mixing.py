@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from omnitrunk.kernels.philox import generator, uniform
 from omnitrunk.models.augmentation.boxes import box_shares, boxes_at, inside, like_pixels
@@ -94,6 +95,21 @@ def mix_sounds(tensors: Mapping[str, Tensor], mixing: Mixing) -> Tensor:
         own = _centered(own, tensors.get("audio_length"))
     weight = mixing.weight.to(own.dtype).view(-1, *[1] * (own.dim() - 1))
     return own[mixing.partner].lerp_(own, weight)
+
+
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, mixing: Mixing | None, *, label_smoothing: float) -> Tensor:
+    """The mean cross-entropy of logits (B, classes), in float32 or wider, with labels int64 (B,).
+
+    A mixture is as much of each of two classes as it shows of their samples: that is linear in the targets, so it is
+    the two cross-entropies, weighed. Of a class that it is not, a target has label_smoothing / classes.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    options = {"reduction": "none", "label_smoothing": label_smoothing}
+    losses = functional.cross_entropy(wide, labels, **options)
+    if mixing is not None:
+        others = functional.cross_entropy(wide, labels[mixing.partner], **options)
+        losses = others.lerp(losses, mixing.share.to(losses.dtype))
+    return losses.mean()
 
 
 def _centered(waves: Tensor, lengths: Tensor | None) -> Tensor:

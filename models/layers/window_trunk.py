@@ -32,13 +32,16 @@ class Stage(nn.Module):
 
     def forward(self, stream: Tensor, scales: Sequence[Tensor | None]) -> State:
         """A map (B, T, H, W, D) and the factors (B,) of all branches, two for each block -> the state at the end."""
+        state = self.mix(stream, scales)
+        return state if self.merge is None else (self.merge(add_branch(*state)), None, None)
+
+    def mix(self, stream: Tensor, scales: Sequence[Tensor | None]) -> State:
+        """The same without the merging."""
         branch, scale = None, None
         for number, block in enumerate(self.blocks):
             stream, branch = self._run(block, stream, branch, (scale, scales[2 * number]))
             scale = scales[2 * number + 1]
-        if self.merge is None:
-            return stream, branch, scale
-        return self.merge(add_branch(stream, branch, scale)), None, None
+        return stream, branch, scale
 
     def flops(self, size: Triple) -> int:
         """Matrix arithmetic on one map of T, H, W tokens."""
@@ -96,6 +99,14 @@ class WindowTrunk(nn.Module):
                 return stream if branch is None else add_branch(stream, branch, scale)
         raise ValueError(f"stage = {stage}: the trunk has the stages 0 to {len(self.stages) - 1}; choose one of them")
 
+    def maps(self, tokens: Tensor, drop_scale: Tensor | None = None) -> list[Tensor]:
+        """The maps of all stages before their merging, (B, T, H, W, D) first; only the last one is normed."""
+        found, stream = [], tokens
+        for stage, scales in zip(self.stages, self._scales(drop_scale), strict=True):
+            found.append(add_branch(*stage.mix(stream, scales)))
+            stream = found[-1] if stage.merge is None else stage.merge(found[-1])
+        return [*found[:-1], self.norm(stream)]
+
     def flops(self, size: Triple) -> int:
         """Matrix arithmetic of the forward pass on one map of T, H, W tokens."""
         total = 0
@@ -106,10 +117,14 @@ class WindowTrunk(nn.Module):
 
     def _states(self, tokens: Tensor, drop_scale: Tensor | None) -> Iterator[State]:
         """The state after each of the stages."""
-        count = 2 * sum(len(stage.blocks) for stage in self.stages)
-        scales = iter([None] * count if drop_scale is None else drop_scale)
         stream = tokens
-        for stage in self.stages:
-            state = stage(stream, [next(scales) for _ in range(2 * len(stage.blocks))])
+        for stage, scales in zip(self.stages, self._scales(drop_scale), strict=True):
+            state = stage(stream, scales)
             yield state
             stream = state[0]
+
+    def _scales(self, drop_scale: Tensor | None) -> Iterator[list[Tensor | None]]:
+        """The factors of each stage's branches."""
+        counts = [2 * len(stage.blocks) for stage in self.stages]
+        scales = iter([None] * sum(counts) if drop_scale is None else drop_scale)
+        return ([next(scales) for _ in range(count)] for count in counts)

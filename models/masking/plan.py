@@ -14,7 +14,7 @@ AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Base of dataclasses whose fields are tensors, dicts of tensors, plans, or None."""
+    """Base of dataclasses whose fields are tensors, dicts of tensors, plans, or values that stay as they are."""
 
     def to(self: AnyPlan, device: torch.device | str, *, non_blocking: bool = True) -> AnyPlan:
         """The plan on a device."""
@@ -32,8 +32,10 @@ class Plan:
                 return {name: apply(tensor) for name, tensor in value.items()}
             if isinstance(value, Plan):
                 return value._map(change)
-            if value is not None and id(value) not in changed:
+            if not isinstance(value, Tensor):
+                return value
+            if id(value) not in changed:
                 changed[id(value)] = change(value)
-            return changed.get(id(value))
+            return changed[id(value)]
 
         return type(self)(**{field.name: apply(getattr(self, field.name)) for field in fields(self)})

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from omnitrunk.models.objectives import CHANNELS
 from omnitrunk.models.official.layers import blocks, linear, norm, patch_projection, reshaped
 from omnitrunk.models.official.parts import Part
-from omnitrunk.models.omnimae import CHANNELS, OmniMAEConfig
+from omnitrunk.models.omnimae_config import OmniMAEConfig
 
 
 def layout(config: OmniMAEConfig) -> Iterator[Part]:

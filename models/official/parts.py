@@ -145,6 +145,10 @@ class Derived:
     official: str
     value: Callable[[], Tensor]
 
+    def expected(self, _shape: torch.Size) -> Tensor:
+        """What a file must have, where its tensor has this shape."""
+        return self.value()
+
 
 AnyPart = Part | Computed | Derived
 Layout = Iterable[AnyPart]
@@ -187,7 +191,7 @@ def _without_derived(state: Mapping[str, Tensor], layout: Layout) -> dict[str, T
     """The released tensors but for those that follow from the sizes; ValueError where they would be others."""
     derived = {part.official: part for part in layout if isinstance(part, Derived)}
     for key in derived.keys() & state.keys():
-        value = derived[key].value()
+        value = derived[key].expected(state[key].shape)
         if not torch.equal(state[key], value.to(state[key])):
             raise ValueError(f"{key} is not what follows from the sizes, {tuple(value.shape)}; fit the config")
     return {key: value for key, value in state.items() if key not in derived}

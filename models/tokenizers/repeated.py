@@ -17,8 +17,8 @@ from omnitrunk.models.tokenizers.patches import PatchTokenizer
 class RepeatedTokenizer(PatchTokenizer):
     """A linear projection of cubes; a picture is repeated t times, and has the positions of the first cubes of a clip.
 
-    The frames of a repeated picture are the same, so their weights are added up and the picture is projected once.
-    The modality it is made with, rgb or video, decides about `flops` only.
+    The frames of a repeated picture are the same, so their weights are added up and the picture is projected once:
+    `flops` is that of clips.
     """
 
     def prepare(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,8 +52,3 @@ class RepeatedTokenizer(PatchTokenizer):
             std=self.modality.std,
         )
         return tokens.unflatten(0, index.shape)
-
-    def flops(self, samples: int, rows: int) -> int:
-        """Matrix arithmetic of the forward pass for so many patches of all samples together."""
-        clips = super().flops(samples, rows)
-        return clips // self.patch[0] if self.modality.name == "rgb" else clips

@@ -8,10 +8,12 @@ import torch
 
 from omnitrunk.engine.data import DataConfig, idle_fields
 from omnitrunk.engine.data.decode.augment import OPERATIONS, RandAugment
+from omnitrunk.engine.data.decode.augmentation import UNCHANGED
 from omnitrunk.engine.data.decode.crop import Crop
 from omnitrunk.engine.data.decode.decoders import make_decoder
+from omnitrunk.engine.data.decode.frames import FrameRule
 from omnitrunk.engine.data.decode.images import ImageDecoder
-from omnitrunk.engine.data.decode.video import VideoDecoder, center_starts
+from omnitrunk.engine.data.decode.video import VideoDecoder
 from omnitrunk.engine.data.sample import Clip, EncodedSample, Picture
 from tests.engine.data_files import encode, encode_video, smooth, take_batches, write_modality
 
@@ -53,7 +55,7 @@ def seen(pictures, augment):
 
 @pytest.mark.parametrize(("magnitude", "negative"), [(0, 0), (5, 0), (10, 1)])
 def test_operations_are_those_of_their_names(pictures, magnitude, negative):
-    found = seen(pictures, Told(operations=1, magnitude=magnitude, seed=0, negative=negative))
+    found = seen(pictures, Told(operations=1, size=SIZE, magnitude=magnitude, seed=0, negative=negative))
     own = dict(zip(OPERATIONS, pictures.astype(int), strict=True))
     signed, level = (-magnitude if negative else magnitude) / 10, magnitude / 10
     brighter = own["brightness"] * (1 + 0.9 * signed)
@@ -76,7 +78,7 @@ def test_operations_are_those_of_their_names(pictures, magnitude, negative):
 
 
 def test_draws_belong_to_positions_and_have_their_shares(seed):
-    rule, positions = RandAugment(operations=3, magnitude=9, seed=seed), np.arange(4000)
+    rule, positions = RandAugment(operations=3, magnitude=9, size=SIZE, seed=seed), np.arange(4000)
     drawn, later = rule.draw(positions), rule.draw(positions[1000:])
     assert all(np.array_equal(values[1000:], later[name]) for name, values in drawn.items())
     shares = np.bincount(drawn["operation"].ravel(), minlength=len(OPERATIONS)) / 12000
@@ -92,9 +94,9 @@ def test_all_frames_of_a_clip_are_changed_alike():
     frame = np.tile(np.linspace(0, 255, SIZE).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
     video = encode_video(np.stack([frame] * 8))
     clips = {}
-    for name, augment in (("own", None), ("told", Told(operations=2, magnitude=7, seed=0))):
-        options = {"frames": 4, "stride": 2, "size": SIZE, "batch": COUNT, "threads": 1, "device": "cpu"}
-        decoder = VideoDecoder(center_starts, whole, **options, augment=augment)
+    for name, augment in (("own", UNCHANGED), ("told", Told(operations=2, size=SIZE, magnitude=7, seed=0))):
+        options = {"size": SIZE, "batch": COUNT, "threads": 1, "device": "cpu"}
+        decoder = VideoDecoder(FrameRule(frames=4, stride=2), whole, **options, augment=augment)
         decoder.submit([EncodedSample(row, row, 0, [video], [Clip(8, SIZE, SIZE, "VP9")]) for row in range(COUNT)])
         clips[name] = decoder.collect()["video"].int()
     once, twice = OPERATIONS.index("identity"), OPERATIONS.index("invert")
@@ -116,12 +118,12 @@ def test_a_resumed_run_of_two_ranks_sees_the_same_pictures(tmp_path, pictures, s
         assert torch.equal(batch.tensors["rgb"][4:], half.tensors["rgb"])
 
 
-def test_maps_are_not_torn_from_pictures_and_evaluation_changes_nothing():
+def test_class_maps_are_not_torn_from_pictures_and_evaluation_changes_nothing():
     config = DataConfig(randaugment=2)
-    with pytest.raises(ValueError, match=r"data.randaugment = 2 moves pictures, .*: set it to 0"):
-        make_decoder(config, {"rgb": 1, "depth": 1}, batch=2, seed=1, device="cpu")
+    with pytest.raises(ValueError, match=r"data.randaugment = 2 moves pictures, but not the semseg .*: set it to 0"):
+        make_decoder(config, {"rgb": 1, "semseg": 4}, batch=2, seed=1, device="cpu")
     pytest.importorskip("nvidia.dali", reason='needs NVIDIA DALI: pip install "omnitrunk[data]"')
-    make_decoder(config, {"rgb": 1, "depth": 1}, batch=2, seed=None, device="cpu").close()
+    make_decoder(config, {"rgb": 1, "semseg": 4}, batch=2, seed=None, device="cpu").close()
 
 
 def test_options_without_effect_are_named():

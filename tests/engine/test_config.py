@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnitrunk.engine.config import as_dict, field_names, load, read, section_kinds, without_effect
+from omnitrunk.engine.config import as_dict, field_names, load, read, section_kinds
+from omnitrunk.engine.idle import without_effect
 from omnitrunk.models import SYSTEMS
 from tests.engine.tiny import tiny, write_config
 

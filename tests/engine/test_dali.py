@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import sys
 
 import numpy as np
@@ -150,6 +151,19 @@ def test_palette_maps_decode_to_their_ids(rng, seed):
     crop = random_crops(rng, [ids, ids], seed)
     found = decode({"semseg": 4}, [[colored], [encode(ids)]], Crop(*(part[[0, 0]] for part in crop)))["semseg"]
     assert np.array_equal(found[0], found[1])
+
+
+def test_pictures_of_one_two_and_four_channels_become_rgb(rng, seed):
+    pixels = rng.integers(0, 256, (40, 40, 4), dtype=np.uint8)
+    images = [Image.fromarray(pixels), Image.fromarray(pixels[..., 0]), Image.fromarray(pixels[..., :2], "LA")]
+    files = [encode(image) for image in [*images, Image.fromarray(pixels).convert("RGB").quantize(40)]]
+    files.append(encode(Image.fromarray(pixels, "CMYK"), "JPEG", quality=95))
+    crop = random_crops(rng, [pixels] * len(files), seed)
+    found = decode({"rgb": 1}, [[file] for file in files], crop)["rgb"]
+    own = [encode(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+    expected = decode({"rgb": 1}, [[file] for file in own], crop)["rgb"]
+    assert found.shape == (5, SIZE, SIZE, 3)
+    assert np.array_equal(found[:4], expected[:4]) and np.abs(found[4].astype(int) - expected[4]).max() < 4
 
 
 def test_a_rotation_tag_is_not_applied(rng, seed):

@@ -10,7 +10,7 @@ import pytest
 
 from omnitrunk.engine.data import DataConfig, Loader, evaluation_batches
 from omnitrunk.engine.data.cursor import Cursor
-from omnitrunk.engine.data.decode.video import clip_frames, random_starts, starts
+from omnitrunk.engine.data.decode.frames import clip_frames, random_starts, starts
 from omnitrunk.engine.data.formats import matroska
 from omnitrunk.engine.data.sample import Clip
 from omnitrunk.engine.data.verify.images import BadFile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
@@ -67,8 +68,12 @@ def train(seed, gradients, device="cpu", *, steps=4, accumulate=2, precision="fp
     world = World(rank=0, size=1, device=torch.device(device))
     first, *batches = batches_of(model, seed, 1 + steps * accumulate, device)
     dry_step(model, optimizer, first, precision=precision, world=world)
-    stream, history = lent(batches), []
-    options = {"accumulate": accumulate, "precision": precision, "world": world, "gradients": gradients}
+    parts = [
+        dataclasses.replace(batch, share=1 / accumulate, last=number % accumulate == accumulate - 1)
+        for number, batch in enumerate(batches)
+    ]
+    stream, history = lent(parts), []
+    options = {"precision": precision, "world": world, "gradients": gradients}
     for step in range(steps):
         outcome = train_step(model, optimizer, stream, lr=1e-2 / (1 + step), **options)
         history.append(torch.stack([*outcome.losses.values(), outcome.grad_norm.float()]).clone())

@@ -144,7 +144,7 @@ def test_a_dry_step_leaves_no_trace(tmp_path, seed):
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, seed):
     run = build(tiny(tmp_path / "run", run={"seed": seed}, optimizer={"ema_decay": 0.9, "clip": 1.0}), ALONE)
-    options = {"lr": 1e-3, "accumulate": 1, "precision": "fp32", "world": ALONE}
+    options = {"lr": 1e-3, "precision": "fp32", "world": ALONE}
     with run.loader:
         train_step(run.network, run.optimizer, run.loader, **options)
         before = states(run)
@@ -238,7 +238,7 @@ def test_the_average_takes_the_place_of_the_weights_and_gives_it_back(tmp_path):
     run = build(tiny(tmp_path / "run", optimizer={"ema_decay": 0.5}), ALONE)
     with run.loader:
         for _ in range(3):
-            train_step(run.network, run.optimizer, run.loader, lr=1e-2, accumulate=1, precision="fp32", world=ALONE)
+            train_step(run.network, run.optimizer, run.loader, lr=1e-2, precision="fp32", world=ALONE)
         weights = {name: value.clone() for name, value in run.model.state_dict().items()}
         average = {name: value.clone() for name, value in run.optimizer.averaged(run.model).items()}
         with run.optimizer.averaged_weights():
@@ -276,7 +276,7 @@ def test_a_step_never_reads_the_device(tmp_path, monkeypatch):
     with use("reference"), monkeypatch.context() as patch:
         for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
             patch.setattr(torch.Tensor, name, refuse)
-        outcome = train_step(run.network, run.optimizer, batches, lr=1e-3, accumulate=2, precision="fp32", world=ALONE)
+        outcome = train_step(run.network, run.optimizer, batches, lr=1e-3, precision="fp32", world=ALONE)
         run.meters.add(outcome.losses, outcome.grad_norm, outcome.skipped)
     assert run.meters.read(0)["loss"] > 0
 
@@ -294,9 +294,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path):
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(3):
-                outcome = train_step(
-                    run.network, run.optimizer, batches, lr=1e-3, accumulate=1, precision="bf16", world=world
-                )
+                outcome = train_step(run.network, run.optimizer, batches, lr=1e-3, precision="bf16", world=world)
                 run.meters.add(outcome.losses, outcome.grad_norm, outcome.skipped)
         finally:
             torch.cuda.set_sync_debug_mode("default")

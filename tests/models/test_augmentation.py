@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omnitrunk.models.augmentation.boxes import boxes_at, inside
-from omnitrunk.models.augmentation.erasing import AREA, ASPECT, Eraser, draw_erasing
+from omnitrunk.models.augmentation.erasing import AREA, ASPECT, Eraser, draw_erasing, fill_boxes
 from omnitrunk.models.augmentation.mixing import draw_mixing, mix_pixels, mix_sounds
 from omnitrunk.models.augmentation.spans import blank, draw_spans
 from omnitrunk.models.modality import IMAGENET_MEAN, IMAGENET_STD
@@ -122,6 +122,17 @@ def test_rectangles_become_noise(seed, frames):
     assert torch.equal(eraser(pixels[5:9], draw_erasing(seed, np.arange(5, 9), rate=0.5, shape=SHAPE)), found[5:9])
     with pytest.raises(ValueError, match="give uint8 pixels, or set erase to 0"):
         eraser(pixels / 255, erasing)
+
+
+@pytest.mark.parametrize(("shape", "value"), [((*SHAPE, 3), 0), ((2, *SHAPE, 3), 0), ((*SHAPE, 1), -1.5)])
+def test_rectangles_become_one_value(seed, shape, value):
+    erasing = draw_erasing(seed, np.arange(16), rate=0.7, shape=SHAPE)
+    pixels = random_bytes(seed, 16, *shape) if value == 0 else random_bytes(seed, 16, *shape) / 255
+    expected = pixels.clone()
+    for row, (top, bottom, left, right) in enumerate(erasing.box.tolist()):
+        expected[row, ..., top:bottom, left:right, :] = value
+    found = fill_boxes(pixels, erasing, value)
+    assert found.dtype == pixels.dtype and torch.equal(found, expected) and not torch.equal(found, pixels)
 
 
 def test_rectangles_and_noise_have_the_published_sizes(seed):

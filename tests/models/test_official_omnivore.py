@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from omnitrunk.engine import cli
 from omnitrunk.engine.config import RunConfig, dump
-from omnitrunk.engine.data import DataConfig
+from omnitrunk.engine.data import DataConfig, MixtureConfig
 from omnitrunk.engine.weights import read_weights, start_from
 from omnitrunk.models import Omnivore, OmnivoreConfig
 from omnitrunk.models.layers import blocks, merging
@@ -97,7 +97,11 @@ def test_tables_of_indices_are_computed_checked_and_dispensable(seed):
 
 def recipe(path: Path, config: OmnivoreConfig) -> Path:
     side = config.image_shape[0]
-    path.write_text(dump(RunConfig(data=DataConfig(size=side, frames=config.frames), model=config)))
+    data, mixture = (
+        DataConfig(size=side, frames=config.frames),
+        MixtureConfig(sets={name: {} for name in config.classes}),
+    )
+    path.write_text(dump(RunConfig(data=data, mixture=mixture, model=config)))
     return path
 
 
@@ -126,6 +130,6 @@ def test_a_model_of_other_data_sets_starts_from_the_trunk(tmp_path, seed, capsys
     torch.save(Omnivore(config, seed).state_dict(), tmp_path / "first.pth")
     model = Omnivore(small_omnivore(image_size=24, image_sets={"pets": 7}, rgbd_sets={}, video_sets={}), seed + 1)
     said = start_from(model, tmp_path / "first.pth")
-    assert "without 4 of its own; 2 start afresh" in said
+    assert "without 4 of its own (heads.image, heads.video); 2 start afresh (heads.pets)" in said
     given = read_weights(tmp_path / "first.pth")
     assert all(torch.equal(given[name], value) for name, value in model.state_dict().items() if "heads" not in name)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from omnitrunk.engine.config import RunConfig
 from omnitrunk.engine.data import DataConfig
 from omnitrunk.engine.log import LogConfig
-from omnitrunk.models import MaskedAutoencoder, OmniMAEConfig
+from omnitrunk.models import OmniMAE, OmniMAEConfig
 from omnitrunk.models.modality import IMAGENET_MEAN, IMAGENET_STD
 from omnitrunk.models.official.state_dicts import from_official, to_official
 from tests.models.small import lively
@@ -27,19 +27,20 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "omnimae"
 def small_omnimae(**changes):
     sizes = {
         "frames": 6, "image_size": (16, 24), "patch_size": 8, "width": 24, "depth": 2, "heads": 3, "decoder_width": 16,
-        "decoder_depth": 2, "decoder_heads": 2, "mask_ratio": 0.6,
+        "decoder_depth": 2, "decoder_heads": 2, "mask_ratio": 0.6, "image_mask_ratio": 0.4,
     }  # fmt: skip
     return OmniMAEConfig(**{**sizes, **changes})
 
 
 def double(config, seed):
-    return lively(MaskedAutoencoder(config, seed), seed).double()
+    return lively(OmniMAE(config, seed), seed).double()
 
 
-def pixels_of(config, batch, seed):
-    shape = config.clip_shape if config.modality == "video" else config.image_shape
+def pixels_of(config, batch, seed, name=None):
+    name = name or config.modalities[0]
+    shape = config.clip_shape if name == "video" else config.image_shape
     pixels = torch.randint(0, 256, (batch, *shape, 3), generator=torch.Generator().manual_seed(seed))
-    return {config.modality: pixels.to(torch.uint8)}
+    return {name: pixels.to(torch.uint8)}
 
 
 def slow_loss(model, clips, plan):
@@ -68,8 +69,8 @@ def slow_loss(model, clips, plan):
 
 CASES = {
     "clips": {},
-    "pictures": {"modality": "rgb"},
-    "pictures in long cubes": {"modality": "rgb", "tubelet": 3, "standardize_channels": False},
+    "pictures": {"modalities": ("rgb",)},
+    "pictures in long cubes": {"modalities": ("rgb",), "tubelet": 3, "standardize_channels": False},
     "no biases in the decoder": {"decoder_qkv_bias": False, "standardize_channels": False},
 }
 
@@ -79,33 +80,64 @@ def test_loss_and_gradients_equal_the_slow_computation(changes, seed):
     config = small_omnimae(**changes)
     model, batch = double(config, seed), pixels_of(config, 3, seed)
     plan = model.plan(seed, np.arange(3))
-    assert plan.keep.shape == (3, config.keep) and plan.masked.shape[1] == int(0.6 * config.total_tokens)
+    share = 0.6 if config.modalities == ("video",) else 0.4
+    assert plan.keep.shape == (3, config.keep) and plan.masked.shape[1] == int(share * config.total_tokens)
     repeated = batch["video"] if "video" in batch else batch["rgb"][:, None].repeat(1, config.tubelet, 1, 1, 1)
     assert_same_loss_and_gradients(model, model(batch, plan)["loss"], slow_loss(model, repeated, plan))
 
 
-def test_the_same_weights_serve_both_kinds(seed):
-    clips = small_omnimae()
-    pictures = replace(clips, modality="rgb")
-    model = double(clips, seed)
-    other = MaskedAutoencoder(pictures).double()
+@pytest.mark.parametrize("name", ["rgb", "video"])
+def test_a_model_of_both_does_on_each_what_a_model_of_one_does(name, seed):
+    both = small_omnimae(modalities=("rgb", "video"))
+    alone = replace(both, modalities=(name,))
+    model, other = double(both, seed), OmniMAE(alone).double()
     other.load_state_dict(model.state_dict())
-    batch, plan = pixels_of(pictures, 3, seed), other.plan(seed, np.arange(3))
-    torch.testing.assert_close(model(batch, plan)["loss"], other(batch, plan)["loss"], rtol=0, atol=0)
-    assert other.features(batch).shape == (3, 24) and other.predict(batch, plan)["norm_rgb"].shape == (3, 6, 384)
+    batch, plan = pixels_of(both, 3, seed, name), model.plan(seed, np.arange(3), name)
+    assert plan.dataset == name and torch.equal(other.plan(seed, np.arange(3)).keep, plan.keep)
+    assert plan.keep.shape[1] == {"rgb": 4, "video": 8}[name] and plan.keep.shape[1] == both.visible(name)
+    losses = model(batch, plan)
+    assert set(losses) == {name, "loss"} and set(losses) <= {*both.outputs, "loss"}
+    torch.testing.assert_close(losses, other(batch, plan), rtol=0, atol=0)
+    torch.testing.assert_close(model.features(batch), other.features(batch), rtol=0, atol=0)
+    tokens = {"rgb": 6, "video": 18}[name]
+    assert model.encode(batch, (name,)).shape == (3, tokens, 24)
+    assert model.predict(batch, plan)[f"norm_{name}"].shape == (3, tokens, 384)
+    assert model.flops(plan) == other.flops(plan)
+
+
+def test_a_model_of_both_must_be_told_which(seed):
+    config = small_omnimae(modalities=("rgb", "video"))
+    model, batch = OmniMAE(config, seed), pixels_of(config, 2, seed, "video")
+    assert config.data_sets == {"rgb": ("rgb",), "video": ("video",)} and config.inputs == ("rgb", "video")
+    assert (config.total_tokens, config.keep, config.drawn) == (18, 8, False)
+    assert not config.idle() and set(small_omnimae().idle()) == {"image_mask_ratio"}
+    for call, message in (
+        (lambda: model.plan(seed, np.arange(2)), "no data set was named; choose one of rgb, video"),
+        (lambda: model.plan(seed, np.arange(2), "depth"), "knows no data set 'depth'"),
+        (lambda: model(batch, model.plan(seed, np.arange(2), "rgb")), "the batch has no 'rgb', which its plan is for"),
+        (lambda: small_omnimae(modalities=()), "must name rgb, video or both, each once"),
+        (lambda: small_omnimae(modalities=("rgb", "rgb")), "must name rgb, video or both, each once"),
+        (
+            lambda: small_omnimae(modalities=("rgb", "video"), image_mask_ratio=0.1),
+            "image_mask_ratio = 0.1 leaves 6 of 6",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("modality", ["rgb", "video"])
 def test_flops_are_those_that_torch_counts(modality, seed):
-    config = small_omnimae(modality=modality)
-    assert_counted(MaskedAutoencoder(config, seed), pixels_of(config, 3, seed), seed)
+    config = small_omnimae(modalities=(modality,))
+    assert_counted(OmniMAE(config, seed), pixels_of(config, 3, seed), seed)
 
 
 def test_the_published_base_model_and_its_state_dict(seed):
     assert (OmniMAEConfig().total_tokens, OmniMAEConfig().keep) == (1568, 79)
-    assert (OmniMAEConfig(modality="rgb").total_tokens, OmniMAEConfig(modality="rgb", mask_ratio=0.9).keep) == (196, 20)
+    assert (OmniMAEConfig(modalities=("rgb",)).total_tokens, OmniMAEConfig(modalities=("rgb",)).keep) == (196, 20)
     config = small_omnimae(decoder_qkv_bias=False)
-    state = MaskedAutoencoder(config, seed).state_dict()
+    state = OmniMAE(config, seed).state_dict()
     official = to_official(state, config)
     assert "trunk.decoder.decoder_blocks.1.attn.qkv.bias" not in official and "trunk.blocks.1.attn.qkv.bias" in official
     back = from_official(official, config)
@@ -114,12 +146,12 @@ def test_the_published_base_model_and_its_state_dict(seed):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [((), "neither rgb nor video"), (("rgb", "video"), "has rgb and video"), (("rgb",), r"takes \(16, 24\)")],
+    [((), "the batch has no 'video'"), (("rgb",), "the batch has no 'video'"), (("video",), r"takes \(6, 16, 24\)")],
 )
 def test_batches_that_do_not_fit_are_one_line(names, message, seed):
     config = small_omnimae()
-    model = MaskedAutoencoder(config, seed)
-    batch = {name: torch.zeros(2, 8, 8, 3) for name in names}
+    model = OmniMAE(config, seed)
+    batch = {name: torch.zeros(2, 4, 8, 8, 3) for name in names}
     with pytest.raises(ValueError, match=message):
         model(batch, model.plan(seed, np.arange(2)))
     with pytest.raises(ValueError, match="frames = 5 must be a multiple of tubelet = 2"):
@@ -127,10 +159,10 @@ def test_batches_that_do_not_fit_are_one_line(names, message, seed):
 
 
 def test_reconstructions_of_pictures_are_not_drawn():
-    config = small_omnimae(modality="rgb", image_size=24)
+    config = small_omnimae(modalities=("rgb",), image_size=24)
     with pytest.raises(ValueError, match=r"log\.images_every = 5: there is nothing to draw of this model; set it to 0"):
         RunConfig(model=config, data=DataConfig(size=24), log=LogConfig(images_every=5))
-    clips = replace(config, modality="video")
+    clips = replace(config, modalities=("video",))
     RunConfig(model=clips, data=DataConfig(size=24, frames=6), log=LogConfig(images_every=5))
 
 

@@ -36,8 +36,8 @@ CASES = {
 def test_loss_and_gradients_equal_the_slow_computation(changes, kind, seed):
     config = small_omnivore(**changes)
     model, batch = double_omnivore(config, seed), omnivore_batch(kind, config, seed)
-    plan = model.plan(seed, np.arange(3))
-    loss = model(batch, plan, kind)["loss"]
+    plan = model.plan(seed, np.arange(3), kind)
+    loss = model(batch, plan)["loss"]
     expected = functional.cross_entropy(slow_logits(model, batch, kind, plan.drop_scale), batch["label"])
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -89,7 +89,7 @@ def test_what_a_batch_does_not_use_rests(kind, seed):
     model = Omnivore(config, seed)
     batch = omnivore_batch(kind, config, seed)
     batch |= {"depth": batch["depth"].float()} if "depth" in batch else {}
-    losses = model(batch, model.plan(seed, np.arange(3)), kind)
+    losses = model(batch, model.plan(seed, np.arange(3), kind))
     assert set(losses) == {kind, "loss"}
     losses["loss"].backward()
     resting = {name for name, parameter in model.named_parameters() if parameter.grad is None}
@@ -103,12 +103,17 @@ def test_recomputing_gives_the_same_and_keeps_less(seed):
     plain = double_omnivore(small_omnivore(drop_path=0.3), seed)
     again = Omnivore(replace(plain.config, recompute=True)).double()
     again.load_state_dict(plain.state_dict())
-    batch, plan, kept, gradients = omnivore_batch("video", plain.config, seed), plain.plan(seed, np.arange(3)), [], []
+    batch, plan, kept, gradients = (
+        omnivore_batch("video", plain.config, seed),
+        plain.plan(seed, np.arange(3), "video"),
+        [],
+        [],
+    )
     for model in (plain, again):
         sizes = {}
         pack = functools.partial(_note_size, sizes)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = model(batch, plan, "video")["loss"]
+            loss = model(batch, plan)["loss"]
         kept.append(sum(sizes.values()))
         used = [
             parameter for name, parameter in model.named_parameters() if "depth" not in name and "heads" not in name
@@ -127,14 +132,15 @@ def _note_size(sizes, tensor):
 def test_plans_are_keyed_and_only_the_head_with_dropout_drops(seed):
     config = small_omnivore(drop_path=0.5, head_dropout={"video": 0.5})
     model = double_omnivore(config, seed)
-    whole, part = model.plan(seed, np.arange(8)), model.plan(seed, np.array([5, 2]))
+    whole, part = (model.plan(seed, positions, "video") for positions in (np.arange(8), np.array([5, 2])))
     assert torch.equal(whole.drop_scale[:, [5, 2]], part.drop_scale) and whole.drop_scale.shape == (8, 8)
     assert torch.equal(whole.dropout_keys[[5, 2]], part.dropout_keys)
-    assert not torch.equal(model.plan(seed + 1, np.arange(8)).drop_scale, whole.drop_scale)
-    still = replace(model.plan(seed, np.arange(3)), drop_scale=None)
+    assert not torch.equal(model.plan(seed + 1, np.arange(8), "video").drop_scale, whole.drop_scale)
     for kind in ("image", "video"):
         batch = omnivore_batch(kind, config, seed)
-        loss, expected = model(batch, still, kind)["loss"], slow_logits(model, batch, kind)
+        still = replace(model.plan(seed, np.arange(3), kind), drop_scale=None)
+        assert (still.dropout_keys is None) == (kind == "image") and still.to("cpu").dataset == kind
+        loss, expected = model(batch, still)["loss"], slow_logits(model, batch, kind)
         whole = functional.cross_entropy(expected, batch["label"])
         assert torch.isclose(loss, whole, rtol=1e-9) == (kind == "image")
 
@@ -152,7 +158,7 @@ def test_stages_hand_on_maps_and_mistakes_are_one_line(seed):
         (lambda: model.features({"rgb": first, "video": first}), "rgb and video does not fit"),
         (lambda: model.features({"label": batch["label"]}), "no known modality does not fit"),
         (lambda: model.logits(batch), "no data set was named; choose one of image, video, rgbd"),
-        (lambda: model.logits(batch, "k400"), "no head for 'k400'"),
+        (lambda: model.logits(batch, "k400"), "knows no data set 'k400'"),
         (lambda: preset("xl"), "no Omnivore has the size 'xl'"),
     ]
     for call, message in wrong:
@@ -197,8 +203,7 @@ def test_work_of_the_published_tiny_model(seed):
     small = {"image": (1, 224, 4.50), "video": (8, 112, 5.14)}
     for kind, (frames, side, expected) in small.items():
         model = Omnivore(preset("t", frames=frames, image_size=side), seed)
-        plan = model.plan(seed, np.arange(1))
-        assert model.flops(plan, kind) / 2e9 == pytest.approx(expected, rel=0.01)
+        assert model.flops(model.plan(seed, np.arange(1), kind)) / 2e9 == pytest.approx(expected, rel=0.01)
 
 
 def _counts(config: OmnivoreConfig) -> Counter:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from omnitrunk.models import Classifier, ClassifierConfig, MaskedAutoencoder, TokenPlan
+from omnitrunk.models import Classifier, ClassifierConfig, MaskedAutoencoder, TokenPlan, build_model
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.official.state_dicts import from_official, to_official
 from tests.parity.folder import Recorded
@@ -36,7 +36,7 @@ def check_complete(prefix: str, group: Mapping[str, Recorded]) -> None:
 
 def loaded(config: AutoencoderConfig, weights: Mapping[str, Tensor], dtype: torch.dtype) -> MaskedAutoencoder:
     """Our model with recorded weights."""
-    model = MaskedAutoencoder(config).to(dtype)
+    model = build_model(config, 0).to(dtype)
     model.load_state_dict(from_official({key: value.to(dtype) for key, value in weights.items()}, config))
     return model
 

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnitrunk.models import MaskedAutoencoder, OmniMAEConfig, TokenPlan, make_token_plan
+from omnitrunk.models import OmniMAE, OmniMAEConfig, make_token_plan
 from omnitrunk.models.masking.token_plan import all_tokens
 from omnitrunk.models.official.omnimae import layout
+from omnitrunk.models.omnimae import OmniMAEPlan
 from tests.parity import autoencoder
 from tests.parity.folder import Check, Recorded
 from tests.parity.recorder import Recorder
 from tests.parity.report import Precision, Report
 
 KINDS = {"image": "rgb", "video": "video"}
+RATIOS = {"rgb": "image_mask_ratio", "video": "mask_ratio"}
 DOUBLES = ("loss_norm_per_channel", "loss_norm_patch", "grad_norms")
 # Tensors without .f64 were computed in float32: their own rounding is what remains.
 FORWARD, LOSS, NORM, DOUBLE = 1e-5, 1e-6, 1e-5, 1e-10
@@ -42,7 +44,7 @@ def find(files: list[Recorded]) -> list[Check]:
 
 
 def model_config(recorded: Mapping[str, Any], weights: Mapping[str, Tensor]) -> OmniMAEConfig:
-    """The sizes that a file's header has, for clips."""
+    """The sizes that a file's header has."""
     (_, frames, *image), (tubelet, patch, _) = recorded["img_size"], recorded["patch_size"]
     return OmniMAEConfig(
         faithful=True,
@@ -58,7 +60,6 @@ def model_config(recorded: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
         decoder_depth=recorded["dec_depth"],
         decoder_heads=recorded["dec_heads"],
         decoder_qkv_bias=recorded["dec_qkv_bias"],
-        mask_ratio=recorded["ratio"]["video"],
     )
 
 
@@ -67,13 +68,16 @@ def _compare_case(prefix: str, group: Mapping[str, Recorded], report: Report, pr
         raise ValueError(f"the case {prefix} lacks {prefix}.{lacking[0]}.safetensors")
     inputs, recorded, weights = (group[kind].content for kind in ("inputs", "outputs", "weights"))
     names, compared = group["weights"].header("param_names"), set()
-    clips = model_config(group["weights"].header("config"), weights)
-    for kind, modality in ((kind, name) for kind, name in KINDS.items() if f"{kind}.input" in inputs):
-        mask = inputs[f"{kind}.mask"].flatten(1).numpy()
-        config = replace(clips, modality=modality, mask_ratio=(mask[0].sum() + 0.5) / mask.shape[1])
-        plan = make_token_plan(np.nonzero(mask == 0)[1].reshape(len(mask), -1), mask.shape[1])
-        report.add(prefix, f"{kind}.keep", abs(config.keep - plan.keep.shape[1]), 0)
-        model = autoencoder.loaded(config, weights, precision.dtype)
+    found = [kind for kind in KINDS if f"{kind}.input" in inputs]
+    masks = {KINDS[kind]: inputs[f"{kind}.mask"].flatten(1).numpy() for kind in found}
+    ratios = {RATIOS[name]: (mask[0].sum() + 0.5) / mask.shape[1] for name, mask in masks.items()}
+    config = replace(model_config(group["weights"].header("config"), weights), modalities=tuple(masks), **ratios)
+    model = autoencoder.loaded(config, weights, precision.dtype)
+    for kind in found:
+        modality, mask = KINDS[kind], masks[KINDS[kind]]
+        tokens = make_token_plan(np.nonzero(mask == 0)[1].reshape(len(mask), -1), mask.shape[1])
+        plan = OmniMAEPlan(**vars(tokens), dataset=modality)
+        report.add(prefix, f"{kind}.keep", abs(config.visible(modality) - plan.keep.shape[1]), 0)
         ours = _ours(model, _pixels(modality, inputs[f"{kind}.input"].to(precision.dtype)), plan, names)
         compared |= {f"{kind}.{name}" for name in ours}
         for name in sorted(ours):
@@ -102,10 +106,9 @@ def _compare_tensor(
         report.close(prefix, key, ours, recorded, exact or (least if double else precision.forward))
 
 
-def _ours(
-    model: MaskedAutoencoder, batch: Mapping[str, Tensor], plan: TokenPlan, names: list[str]
-) -> dict[str, Tensor]:
+def _ours(model: OmniMAE, batch: Mapping[str, Tensor], plan: OmniMAEPlan, names: list[str]) -> dict[str, Tensor]:
     """Our tensors by the recorded keys; `names` is the order of the gradients' norms."""
+    model.zero_grad()
     with Recorder(model) as recorder:
         loss = model(batch, plan)["loss"]
     loss.backward()

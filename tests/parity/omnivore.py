@@ -18,7 +18,7 @@ from omnitrunk.models import Omnivore, OmnivoreConfig
 from omnitrunk.models.official.omnivore import layout
 from omnitrunk.models.official.parts import Part
 from omnitrunk.models.official.state_dicts import from_official, to_official
-from omnitrunk.models.omnivore import OmnivorePlan
+from omnitrunk.models.omnivore_plan import OmnivorePlan
 from tests.parity.folder import Check, Recorded
 from tests.parity.recorder import Recorder
 from tests.parity.report import Precision, Report
@@ -131,7 +131,7 @@ def _backward(kind: str, model: Omnivore, batch: Mapping[str, Tensor], names: li
     """The loss and its gradients, by the recorded keys; `names` is the order of their norms."""
     model.zero_grad()
     with Recorder(model) as recorder:
-        loss = model(batch, OmnivorePlan(drop_scale=None, dropout_keys=None), kind)["loss"]
+        loss = model(batch, OmnivorePlan(dataset=kind))["loss"]
     colors = ["rgb", "depth"] if kind == "rgbd" else ["rgb"]
     projected = {name: recorder.inputs[f"tokenizers.{name}.norm"][0] for name in colors}
     for value in projected.values():

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from omnitrunk.engine.data.decode.dali import DaliPipeline, dali, encoded
+from omnitrunk.engine.data.decode.decoder import by_row, by_sample, row_positions
 from omnitrunk.engine.data.sample import EncodedSample, Sound
 from omnitrunk.kernels.philox import uniform
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
 Offsets: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(room, positions), int64 (B,) each, to the first sample of each piece, from 0 to room."""
+"""(room, positions), int64 (R,) each, to the first sample of each piece, from 0 to room."""
 
 
 def random_offsets(room: np.ndarray, positions: np.ndarray, *, seed: int) -> np.ndarray:
@@ -30,17 +31,18 @@ def center_offsets(room: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 class AudioDecoder:
-    """Turns up to `batch` encoded recordings into waveforms of `samples` samples at `rate` hertz.
+    """Turns up to `batch` encoded recordings, each into `copies` waveforms of `samples` samples at `rate` hertz.
 
-    audio         float32 (B, samples)  the mean of the channels, full scale 1; zeros after the end of a short recording
-    audio_length  int64 (B,)            samples before those zeros
+    audio         float32 (R, samples)  the mean of the channels, full scale 1; zeros after the end of a short recording
+    audio_length  int64 (R,)            samples before those zeros
     Decoding and resampling (windowed sinc) run on the host.
     """
 
-    def __init__(self, offsets: Offsets, *, samples: int, rate: int, batch: int, threads: int) -> None:
+    def __init__(self, offsets: Offsets, *, samples: int, rate: int, batch: int, threads: int, copies: int = 1) -> None:
         self._offsets = offsets
         self._samples = samples
         self._rate = rate
+        self._copies = copies
         self._starts = np.empty(0, dtype=np.int64)
         self._pipeline = DaliPipeline(self._graph, ("audio",), batch=batch, threads=threads, device="cpu")
 
@@ -49,16 +51,18 @@ class AudioDecoder:
         sounds = [row.facts[0] for row in rows]
         assert all(isinstance(sound, Sound) for sound in sounds)
         lengths = np.array([-(-sound.samples * self._rate // sound.rate) for sound in sounds], dtype=np.int64)
-        positions = np.array([row.position for row in rows], dtype=np.int64)
-        self._starts = self._offsets(np.maximum(lengths - self._samples, 0), positions)
+        room = np.maximum(lengths - self._samples, 0).repeat(self._copies)
+        self._starts = self._offsets(room, row_positions(rows, self._copies))
         files = encoded([row.files[0] for row in rows])
-        self._pipeline.submit({"audio": files, "start": self._starts[:, None].astype(np.int32)})
+        self._pipeline.submit(
+            {"audio": files, "start": by_sample(self._starts[:, None].astype(np.int32), self._copies)}
+        )
 
     def collect(self) -> dict[str, torch.Tensor]:
         """Waits for the waveforms of the batch in flight."""
-        waves, lengths = self._pipeline.collect()
-        left = lengths.flatten() - torch.from_numpy(self._starts)
-        return {"audio": waves, "audio_length": left.clamp(0, self._samples)}
+        *waves, lengths = self._pipeline.collect()
+        left = lengths.flatten().repeat_interleave(self._copies) - torch.from_numpy(self._starts)
+        return {"audio": by_row(waves), "audio_length": left.clamp(0, self._samples)}
 
     def close(self) -> None:
         """Frees the pipeline."""
@@ -66,8 +70,9 @@ class AudioDecoder:
 
     def _graph(self, modalities: Sequence[str], _on_gpu: bool) -> list[DataNode]:
         fn, types = dali("fn"), dali("types")
-        start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
+        start = fn.external_source(name="start", dtype=types.INT32, ndim=2)
         data = fn.external_source(name=modalities[0], dtype=types.UINT8, ndim=1)
         wave, _ = fn.decoders.audio(data, downmix=True, sample_rate=float(self._rate), dtype=types.FLOAT)
-        piece = fn.slice(wave, start, [self._samples], axes=[0], out_of_bounds_policy="pad", fill_values=0.0)
-        return [piece, wave.shape(dtype=types.INT64)]
+        padding = {"axes": [0], "out_of_bounds_policy": "pad", "fill_values": 0.0}
+        pieces = [fn.slice(wave, start[row], [self._samples], **padding) for row in range(self._copies)]
+        return [*pieces, wave.shape(dtype=types.INT64)]

@@ -7,8 +7,9 @@ skipped with probability 1/2, and its magnitude is normal around the one asked f
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -37,6 +38,8 @@ OPERATIONS = (
     "translate_y",
 )
 """DALI's names; the first stands for an operation that is skipped."""
+MOVING = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+"""Operations that move pixels, and with them those of a map; all others change colors alone."""
 APPLIED = 0.5
 DEVIATION = 0.5
 STRONGEST = 10
@@ -56,10 +59,13 @@ class RandAugment:
     """In a row, at least 1."""
     magnitude: float
     """From 0 to `STRONGEST`."""
+    size: int
+    """Height and width of what is changed, in pixels."""
     seed: int
+    conditional: ClassVar[bool] = True
 
     def draw(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """What `apply` needs for the samples at `positions` int64 (B,): int32 (B, operations) each."""
+        """The operations, for rows at `positions` int64 (R,): int32 (R, operations) each."""
         draws = uniform(self.seed, "rand augment", positions, 5 * self.operations)
         applied, which, sign, radius, angle = np.moveaxis(draws.reshape(len(positions), -1, 5), 2, 0)
         normal = np.sqrt(-2 * np.log(1 - radius)) * np.cos(2 * np.pi * angle)  # Box and Muller 1958
@@ -72,22 +78,37 @@ class RandAugment:
         }
         return {name: values.astype(np.int32) for name, values in found.items()}
 
-    def apply(self, pixels: DataNode, size: int) -> DataNode:
-        """Adds the operations to a graph with conditionals; frames of `size` x `size`, those of a clip alike."""
-        fn, types, core = dali("fn"), dali("types"), dali("auto_aug.core")
-        operation, magnitude, negative = (
-            fn.external_source(name=name, dtype=types.INT32, ndim=1) for name in ("operation", "magnitude", "negative")
-        )
-        bins = core.signed_bin(magnitude, random_sign=negative)
-        options = {"num_magnitude_bins": STRONGEST * STEPS + 1, "shape": (size, size), "fill_value": GREY}
+    def inputs(self) -> dict[str, DataNode]:
+        """What `draw` feeds, for the rows of one sample."""
+        fn, types = dali("fn"), dali("types")
+        names = ("operation", "magnitude", "negative")
+        return {name: fn.external_source(name=name, dtype=types.INT32, ndim=2) for name in names}
+
+    def change(self, pixels: DataNode, drawn: Mapping[str, DataNode], row: int) -> DataNode:
+        """Adds the operations to a graph with conditionals; frames of a clip alike."""
+        return self._apply(pixels, drawn, row, OPERATIONS, GREY)
+
+    def move(self, values: DataNode, drawn: Mapping[str, DataNode], row: int, fill: float) -> DataNode:
+        """Of the same operations, those that move pixels."""
+        names = [name if name in MOVING else "identity" for name in OPERATIONS]
+        return self._apply(values, drawn, row, names, fill)
+
+    def _apply(
+        self, pixels: DataNode, drawn: Mapping[str, DataNode], row: int, names: Sequence[str], fill: float
+    ) -> DataNode:
+        core = dali("auto_aug.core")
+        bins = core.signed_bin(drawn["magnitude"], random_sign=drawn["negative"])
+        options = {"num_magnitude_bins": STRONGEST * STEPS + 1, "shape": (self.size, self.size), "fill_value": fill}
         for step in range(self.operations):
-            pixels = core.select(_suite(), operation[step], pixels, magnitude_bin=bins[step], **options)
+            which = drawn["operation"][row, step]
+            pixels = core.select(_suite(names), which, pixels, magnitude_bin=bins[row, step], **options)
         return pixels
 
 
-def _suite() -> list[object]:
-    """DALI's operations in the order of `OPERATIONS`."""
+def _suite(names: Sequence[str]) -> list[object]:
+    """DALI's operations of these names."""
     suites, augmentations = dali("auto_aug.rand_augment"), dali("auto_aug.augmentations")
     found = suites.get_rand_augment_suite(use_shape=True, max_translate_rel=TRANSLATION)
-    named = {entry.name: entry for entry in [*found, augmentations.invert, augmentations.solarize_add]}
-    return [named[name] for name in OPERATIONS]
+    more = [augmentations.identity, augmentations.invert, augmentations.solarize_add]
+    named = {entry.name: entry for entry in [*found, *more]}
+    return [named[name] for name in names]

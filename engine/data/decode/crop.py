@@ -57,6 +57,27 @@ def center_crop(heights: np.ndarray, widths: np.ndarray, positions: np.ndarray) 
     return Crop(anchor, shape, np.zeros(len(positions), dtype=np.int32))
 
 
+def spread_squares(heights: np.ndarray, widths: np.ndarray, positions: np.ndarray, *, count: int) -> Crop:
+    """The largest squares, `count` along the longer side from its start to its end, not mirrored.
+
+    Rows come in groups of `count`, one for each square of a picture. The places between are rounded up, as in the
+    test protocol of Girdhar et al. 2022 (Omnivore).
+    """
+    size = np.minimum(heights, widths)
+    anchor = spread_anchors(heights, widths, size, np.arange(len(positions)) % count, count=count)
+    return Crop(anchor, np.stack([size, size], axis=1), np.zeros(len(positions), dtype=np.int32))
+
+
+def spread_anchors(
+    heights: np.ndarray, widths: np.ndarray, size: np.ndarray, which: np.ndarray, *, count: int
+) -> np.ndarray:
+    """Top and left, int64 (B, 2), of the square number `which` of `count`; the shorter side is cut in the middle."""
+    room = np.stack([heights, widths], axis=1) - size[:, None]
+    spread = -(-which[:, None] * room // (count - 1))
+    longer = np.where(widths >= heights, 1, 0)[:, None] == np.arange(2)
+    return np.where(longer, spread, -(-room // 2))
+
+
 def _largest_centred(
     heights: np.ndarray, widths: np.ndarray, least: float, greatest: float
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -123,7 +124,9 @@ def dali(module: str = "") -> Any:
 
 def _start(pipeline: Pipeline, inputs: Inputs) -> None:
     for name, values in inputs.items():
-        pipeline.feed_input(name, values)
+        # DALI drops inputs that no output needs, as those of another modality are; it reports one that it lacks itself.
+        with suppress(KeyError):
+            pipeline.feed_input(name, values)
     pipeline.schedule_run()
 
 

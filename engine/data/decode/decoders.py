@@ -10,14 +10,20 @@ import torch
 from omnitrunk.engine.data.config import DataConfig
 from omnitrunk.engine.data.decode.audio import AudioDecoder, center_offsets, random_offsets
 from omnitrunk.engine.data.decode.augment import RandAugment
-from omnitrunk.engine.data.decode.crop import center_crop, random_crop
+from omnitrunk.engine.data.decode.augmentation import Augmentation, Augmentations
+from omnitrunk.engine.data.decode.crop import center_crop, random_crop, spread_squares
 from omnitrunk.engine.data.decode.decoder import Decoder
-from omnitrunk.engine.data.decode.images import ImageDecoder
+from omnitrunk.engine.data.decode.disparity import NORMS, Disparity
+from omnitrunk.engine.data.decode.frames import FrameRule
+from omnitrunk.engine.data.decode.images import ImageDecoder, Rectangle
+from omnitrunk.engine.data.decode.jitter import ColorJitter
 from omnitrunk.engine.data.decode.points import PointDecoder, PointRule
-from omnitrunk.engine.data.decode.video import VideoDecoder, center_starts, random_starts
+from omnitrunk.engine.data.decode.video import VideoDecoder
 
 ALONE = ("video", "audio", "points")
 """Modalities that are all there is of a sample; the others are maps aligned with one picture."""
+MOVABLE = ("rgb", "depth", "video")
+"""Modalities that RandAugment can move: between the ids of a class map there is nothing to interpolate."""
 EVALUATION_KEY = 0
 """Takes the place of the run's seed where an evaluation must choose: every evaluation sees the same."""
 
@@ -27,41 +33,77 @@ def make_decoder(
 ) -> Decoder:
     """The decoder of up to `batch` samples with the modalities of `strides`.
 
-    With a `seed`, what is random in training is drawn from it and the position; with None, as in evaluation, pictures,
-    clips and recordings are cut in the middle and nothing is changed at random.
+    With a `seed`, what is random in training is drawn from it and the position, `config.copies` times for a sample;
+    with None, as in evaluation, pictures, clips and recordings are cut in the middle and nothing is changed at random.
     """
     modality = next(iter(strides))
-    threads = config.threads
+    copies = 1 if seed is None else config.copies
     if modality == "points":
-        scale, shift = ((1.0, 1.0), 0.0) if seed is None else (config.point_scale, config.point_shift)
-        changes = {"scale": scale, "stretch": config.point_stretch, "shift": shift}
-        rule = PointRule(count=config.points, normalize=config.normalize_points, **changes)
-        return PointDecoder(rule, parts=config.parts, seed=EVALUATION_KEY if seed is None else seed, threads=threads)
+        return _point_decoder(config, seed, copies)
     if modality == "audio":
         offsets = center_offsets if seed is None else partial(random_offsets, seed=seed)
-        return AudioDecoder(offsets, samples=config.waveform, rate=config.sample_rate, batch=batch, threads=threads)
-    if seed is None:
-        rectangle, first = center_crop, center_starts
-    else:
-        rectangle = partial(random_crop, seed=seed, area=config.crop_area, flip=config.flip)
-        first = partial(random_starts, seed=seed)
-    augment = _rand_augment(config, strides, seed)
-    common = {"size": config.size, "batch": batch, "threads": threads, "device": device, "augment": augment}
+        options = {"batch": batch, "threads": config.threads, "copies": copies}
+        return AudioDecoder(offsets, samples=config.waveform, rate=config.sample_rate, **options)
+    augment = _augmentations(config, strides, seed)
+    common = {"size": config.size, "batch": batch, "threads": config.threads, "device": device, "augment": augment}
     if modality == "video":
-        return VideoDecoder(first, rectangle, frames=config.frames, stride=config.frame_stride, **common)
-    return ImageDecoder(strides, rectangle, **common)
+        copies = config.crops if seed is None else copies
+        crops = config.crops if seed is None else 1
+        return VideoDecoder(_frame_rule(config, seed), _rectangle(config, seed, crops), copies=copies, **common)
+    disparity = _disparity(config) if "depth" in strides and config.depth_as == "disparity" else None
+    return ImageDecoder(strides, _rectangle(config, seed), copies=copies, disparity=disparity, **common)
 
 
-def _rand_augment(config: DataConfig, strides: Mapping[str, int], seed: int | None) -> RandAugment | None:
-    """None where nothing is augmented; ValueError where it would tear pictures and their maps apart."""
-    if seed is None or not config.randaugment:
-        return None
-    if len(strides) > 1:
-        raise ValueError(
-            f"data.randaugment = {config.randaugment} moves pictures, but not what is aligned with them "
-            f"({', '.join(strides)}): set it to 0"
-        )
-    return RandAugment(operations=config.randaugment, magnitude=config.randaugment_magnitude, seed=seed)
+def _point_decoder(config: DataConfig, seed: int | None, copies: int) -> PointDecoder:
+    scale, shift = ((1.0, 1.0), 0.0) if seed is None else (config.point_scale, config.point_shift)
+    changes = {"scale": scale, "stretch": config.point_stretch, "shift": shift}
+    rule = PointRule(count=config.points, normalize=config.normalize_points, **changes)
+    key = EVALUATION_KEY if seed is None else seed
+    return PointDecoder(rule, parts=config.parts, seed=key, threads=config.threads, copies=copies)
+
+
+def _rectangle(config: DataConfig, seed: int | None, crops: int = 1) -> Rectangle:
+    if seed is not None:
+        return partial(random_crop, seed=seed, area=config.crop_area, flip=config.flip)
+    return center_crop if crops == 1 else partial(spread_squares, count=crops)
+
+
+def _frame_rule(config: DataConfig, seed: int | None) -> FrameRule:
+    return FrameRule(
+        frames=config.frames,
+        stride=config.frame_stride,
+        segments=config.frame_sampling == "segments",
+        views=config.views if seed is None else 1,
+        seed=seed,
+    )
+
+
+def _disparity(config: DataConfig) -> Disparity:
+    mean, deviation = NORMS[config.depth_norm]
+    return Disparity(
+        unit=config.depth_unit,
+        baseline=config.depth_baseline,
+        focal=config.depth_focal,
+        rotated=config.depth_rotated,
+        mean=mean,
+        deviation=deviation,
+    )
+
+
+def _augmentations(config: DataConfig, strides: Mapping[str, int], seed: int | None) -> Augmentations:
+    """What changes at random after the crop; ValueError where it would tear pictures and class maps apart."""
+    steps: list[Augmentation] = []
+    if seed is not None and config.randaugment:
+        if torn := [modality for modality in strides if modality not in MOVABLE]:
+            raise ValueError(
+                f"data.randaugment = {config.randaugment} moves pictures, but not the {torn[0]} that is aligned with "
+                "them: set it to 0"
+            )
+        strength = {"operations": config.randaugment, "magnitude": config.randaugment_magnitude}
+        steps.append(RandAugment(**strength, size=config.size, seed=seed))
+    if seed is not None and config.color_jitter:
+        steps.append(ColorJitter(strength=config.color_jitter, seed=seed))
+    return Augmentations(steps)
 
 
 def check_together(modalities: Mapping[str, int]) -> None:

@@ -62,14 +62,16 @@ def choose(total: int, count: int, seed: int, position: int) -> np.ndarray:
 
 
 class PointDecoder:
-    """Turns clouds, which the check has parsed, into points float32 (B, count, 3), with `threads` threads.
+    """Turns clouds, which the check has parsed, into points float32 (R, count, 3), with `threads` threads.
 
-    Where there are `parts` to tell apart, also into parts int64 (B, count); a cloud without such labels cannot be used.
+    Each cloud is shown in `copies` rows. Where there are `parts` to tell apart, also into parts int64 (R, count); a
+    cloud without such labels cannot be used.
     """
 
-    def __init__(self, rule: PointRule, *, parts: int = 0, seed: int, threads: int) -> None:
+    def __init__(self, rule: PointRule, *, parts: int = 0, seed: int, threads: int, copies: int = 1) -> None:
         self._rule = rule
         self._parts = parts
+        self._copies = copies
         self._seed = seed
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="points")
         self._in_flight: list[Future[dict[str, np.ndarray]]] = []
@@ -77,13 +79,16 @@ class PointDecoder:
     def submit(self, rows: Sequence[EncodedSample]) -> None:
         """Starts on one batch and returns."""
         assert not self._in_flight, "collect the batch in flight before the next is submitted"
-        self._in_flight = [self._pool.submit(self._decode, row) for row in rows]
+        self._in_flight = [
+            self._pool.submit(self._decode, row, row.position + copy) for row in rows for copy in range(self._copies)
+        ]
 
     def collect(self) -> dict[str, torch.Tensor]:
         """Waits for the clouds of the batch in flight; UndecodableRows where some lack the labels asked for."""
         futures, self._in_flight = self._in_flight, []
         errors = [future.exception() for future in futures]
-        if bad := {row: ("points", str(error)) for row, error in enumerate(errors) if isinstance(error, BadFile)}:
+        bad = {n // self._copies: ("points", str(why)) for n, why in enumerate(errors) if isinstance(why, BadFile)}
+        if bad:
             raise UndecodableRows(bad)
         clouds = [future.result() for future in futures]
         return {name: torch.from_numpy(np.stack([cloud[name] for cloud in clouds])) for name in clouds[0]}
@@ -92,7 +97,7 @@ class PointDecoder:
         """Ends the threads."""
         self._pool.shutdown()
 
-    def _decode(self, row: EncodedSample) -> dict[str, np.ndarray]:
+    def _decode(self, row: EncodedSample, position: int) -> dict[str, np.ndarray]:
         cloud = row.facts[0]
-        points, chosen = self._rule.apply(cloud.points, self._seed, row.position)
+        points, chosen = self._rule.apply(cloud.points, self._seed, position)
         return {"points": points} | ({"parts": read_labels(cloud.labels, self._parts)[chosen]} if self._parts else {})

@@ -1,80 +1,52 @@
-"""Takes clips out of encoded videos: which frames, and their decoding, crop, resize and flip."""
+"""Takes clips out of encoded videos: decoding, crop, resize and flip of the frames that a rule chooses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from omnitrunk.engine.data.decode.augment import RandAugment
+from omnitrunk.engine.data.decode.augmentation import UNCHANGED, Augmentation
 from omnitrunk.engine.data.decode.dali import DaliPipeline, dali, encoded
+from omnitrunk.engine.data.decode.decoder import by_row, by_sample, row_positions
+from omnitrunk.engine.data.decode.frames import FrameRule
 from omnitrunk.engine.data.decode.images import Rectangle, crop_inputs, resize
 from omnitrunk.engine.data.sample import Clip, EncodedSample
-from omnitrunk.kernels.philox import uniform
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
-Starts: TypeAlias = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
-"""(frames of each video int64 (B,), frames a clip spans, positions int64 (B,)) to the first frame of each clip."""
-
-
-def random_starts(totals: np.ndarray, span: int, positions: np.ndarray, *, seed: int) -> np.ndarray:
-    """Uniform in [0, total - span], drawn from (seed, position) alone; 0 where the video is shorter than `span`."""
-    return starts(totals, span, uniform(seed, "clip start", positions, 1)[:, 0])
-
-
-def center_starts(totals: np.ndarray, span: int, positions: np.ndarray) -> np.ndarray:
-    """The clip in the middle of every video: what evaluation sees at every position."""
-    return np.maximum(totals - span, 0) // 2
-
-
-def starts(totals: np.ndarray, span: int, draws: np.ndarray) -> np.ndarray:
-    """First frames, int64 (B,), for draws in [0, 1)."""
-    room = np.maximum(totals - span, 0)
-    return np.floor(draws * (room + 1)).astype(np.int64)
-
-
-def clip_frames(totals: np.ndarray, first: np.ndarray, frames: int, stride: int) -> np.ndarray:
-    """The frames of every clip, int32 (B, frames): first, first + stride, ...
-
-    Where the next step would pass the end of the video, the last frame chosen is repeated (VideoMAE, Tong et al. 2022,
-    and its released loader).
-    """
-    steps = np.minimum(np.arange(frames), (totals - 1 - first)[:, None] // stride)
-    return (first[:, None] + stride * steps).astype(np.int32)
-
 
 class VideoDecoder:
-    """Turns up to `batch` encoded videos into clips: video uint8 (B, frames, size, size, 3), RGB.
+    """Turns up to `batch` encoded videos into clips: video uint8 (R, frames, size, size, 3), RGB.
 
-    All frames of a clip are cut by one rectangle, resized (bicubic with antialiasing), mirrored, and changed by
-    `augment`, alike. On a GPU the frames are decoded there.
+    Each of the `rule.views` clips of a video is shown in `copies` rows in a row. All frames of a row are cut by one
+    rectangle, resized (bicubic with antialiasing), mirrored, and changed by `augment`, alike. A frame is decoded once,
+    in however many clips and rows it is; on a GPU that happens there.
     """
 
     def __init__(
         self,
-        first: Starts,
+        rule: FrameRule,
         rectangle: Rectangle,
         *,
-        frames: int,
-        stride: int,
         size: int,
         batch: int,
         threads: int,
         device: torch.device | str,
-        augment: RandAugment | None = None,
+        copies: int = 1,
+        augment: Augmentation = UNCHANGED,
     ) -> None:
-        self._first = first
+        self._rule = rule
         self._rectangle = rectangle
-        self._frames = frames
-        self._stride = stride
         self._size = size
+        self._rows = rule.views * copies
+        self._copies = copies
         self._augment = augment
         self._pipeline = DaliPipeline(
-            self._graph, ("video",), batch=batch, threads=threads, device=device, conditional=augment is not None
+            self._graph, ("video",), batch=batch, threads=threads, device=device, conditional=augment.conditional
         )
 
     def submit(self, rows: Sequence[EncodedSample]) -> None:
@@ -82,18 +54,16 @@ class VideoDecoder:
         clips = [row.facts[0] for row in rows]
         assert all(isinstance(clip, Clip) for clip in clips)
         totals, heights, widths = np.array([clip[:3] for clip in clips], dtype=np.int64).T
-        positions = np.array([row.position for row in rows], dtype=np.int64)
-        first = self._first(totals, self._frames * self._stride, positions)
-        crop = self._rectangle(heights, widths, positions)
-        inputs = {"video": encoded([row.files[0] for row in rows])}
-        inputs["frames"] = clip_frames(totals, first, self._frames, self._stride)
-        if self._augment:
-            inputs |= self._augment.draw(positions)
-        self._pipeline.submit(inputs | crop._asdict())
+        positions = row_positions(rows, self._rows)
+        crop = self._rectangle(heights.repeat(self._rows), widths.repeat(self._rows), positions)
+        drawn = self._augment.draw(positions) | crop._asdict()
+        inputs = {name: by_sample(values, self._rows) for name, values in drawn.items()}
+        inputs |= _frame_inputs(self._rule.choose(totals, positions[:: self._rows]))
+        self._pipeline.submit(inputs | {"video": encoded([row.files[0] for row in rows])})
 
     def collect(self) -> dict[str, torch.Tensor]:
         """Waits for the clips of the batch in flight."""
-        return {"video": self._pipeline.collect()[0]}
+        return {"video": by_row(self._pipeline.collect())}
 
     def close(self) -> None:
         """Frees the pipeline."""
@@ -102,8 +72,27 @@ class VideoDecoder:
     def _graph(self, modalities: Sequence[str], on_gpu: bool) -> list[DataNode]:
         fn, types = dali("fn"), dali("types")
         anchor, shape, flip = crop_inputs()
+        drawn = self._augment.inputs()
         frames = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
         data = fn.external_source(name=modalities[0], dtype=types.UINT8, ndim=1)
-        clip = fn.decoders.video(data, frames=frames, device="mixed" if on_gpu else "cpu")
-        cut = resize(fn.slice(clip, anchor, shape, axis_names="HW"), flip, self._size)
-        return [self._augment.apply(cut, self._size) if self._augment else cut]
+        clips = [fn.decoders.video(data, frames=frames, device="mixed" if on_gpu else "cpu")]
+        if self._rule.views > 1:
+            places = fn.external_source(name="places", dtype=types.INT32, ndim=2)
+            clips = [fn.sequence_rearrange(clips[0], new_order=places[view]) for view in range(self._rule.views)]
+        shown = []
+        for row in range(self._rows):
+            cut = fn.slice(clips[row // self._copies], anchor[row], shape[row], axis_names="HW")
+            shown.append(self._augment.change(resize(cut, flip[row], self._size), drawn, row))
+        return shown
+
+
+def _frame_inputs(chosen: np.ndarray) -> dict[str, np.ndarray | list[np.ndarray]]:
+    """Frames to decode for clips int32 (B, views, frames): those of the one clip, or those of all clips once each.
+
+    With several clips, `places` int32 (B, views, frames) tells which of the decoded frames make up each.
+    """
+    if chosen.shape[1] == 1:
+        return {"frames": chosen[:, 0]}
+    found = [np.unique(clips, return_inverse=True) for clips in chosen]
+    places = np.stack([place.reshape(chosen.shape[1:]) for _, place in found])
+    return {"frames": [frames for frames, _ in found], "places": places.astype(np.int32)}

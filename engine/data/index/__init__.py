@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -10,13 +11,17 @@ import numpy as np
 
 from omnitrunk.engine.data.config import DataConfig
 from omnitrunk.engine.data.index.folder import FolderIndex, class_folders
+from omnitrunk.engine.data.index.intrinsics import open_with_intrinsics
 from omnitrunk.engine.data.index.listing import ListIndex
 from omnitrunk.engine.data.index.shards import ShardIndex
+from omnitrunk.engine.data.index.subset import Subset, choose_share
 
 
 class SampleIndex(Protocol):
     """The samples of one split that have every requested modality, in an order that never changes."""
 
+    modalities: tuple[str, ...]
+    """What is read of every sample, in this order."""
     labels: np.ndarray
     """int64 (samples,)."""
     classes: list[str]
@@ -38,10 +43,18 @@ class SampleIndex(Protocol):
 
 
 def open_index(config: DataConfig, split: str, modalities: Sequence[str]) -> SampleIndex:
-    """The samples of `split` in the data set of the configuration. ValueError, in one line, where there are none."""
+    """The samples of `split` in the data set of the configuration. ValueError, in one line, where there are none.
+
+    With the modalities come the intrinsics of the camera where the conversion of depth needs them.
+    """
     kinds = {"folder": FolderIndex, "list": ListIndex, "shards": ShardIndex}
     assert config.source in kinds, "random data has no index"
-    return kinds[config.source](config.root, split, modalities)
+    make = partial(kinds[config.source], config.root, split)
+    reads = config.reads_intrinsics(modalities)
+    index = open_with_intrinsics(make, modalities, Path(config.root) / split) if reads else make(modalities)
+    if split == config.train_split and config.train_share < 1:
+        return Subset(index, choose_share(index.labels, config.train_share))
+    return index
 
 
 def check_classes(config: DataConfig, index: SampleIndex, split: str, modalities: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ class FolderIndex:
         self.folder = split_folder(root, split, LAYOUT)
         self.classes = class_folders(root, split, modalities[0])
         self.numbered = False
+        self.modalities = tuple(modalities)
         self.missing = 0
         self._first_missing = ""
         self._names: list[str] = []  # class/stem

@@ -32,12 +32,12 @@ class ListIndex:
         if not rows:
             raise ValueError(f"{file} names no samples: match {LAYOUT}")
         self._folder = str(file.parent)
-        self._modalities = tuple(modalities)
+        self.modalities = tuple(modalities)
         self._rows = [row[:-1] for row in rows]
         self.missing = 0
         words = [row[-1] for row in rows]
         self.labels, self.classes, self.numbered = number_labels(words, str(file))
-        digest = hashlib.sha256(repr(self._modalities).encode())
+        digest = hashlib.sha256(repr(self.modalities).encode())
         for row in rows:
             digest.update(repr(row).encode())
         self.fingerprint = digest.hexdigest()
@@ -48,7 +48,7 @@ class ListIndex:
 
     def path(self, sample: int, modality: str) -> str:
         """The file of one modality of one sample."""
-        return os.path.join(self._folder, self._rows[sample][self._modalities.index(modality)])
+        return os.path.join(self._folder, self._rows[sample][self.modalities.index(modality)])
 
     def read(self, sample: int, modality: str) -> bytes:
         """Its bytes."""

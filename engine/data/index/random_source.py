@@ -19,7 +19,7 @@ class RandomSamples:
     """A data set of 64 noise samples that live on `device`, with the shapes and types that the decoders give.
 
     Drawing fresh noise for every sample would cost more than the training step it is meant to expose, so position p is
-    sample p mod 64. Labels and class ids are below 8. `strides` are those of `ImageDecoder`.
+    sample p // copies mod 64. Labels and class ids are below 8. `strides` are those of `ImageDecoder`.
     """
 
     fingerprint = "random"
@@ -33,6 +33,7 @@ class RandomSamples:
         for modality, stride in strides.items():
             tensors |= _noise(draw, modality, config, config.size // stride)
         self._tensors = {name: torch.from_numpy(values).to(device) for name, values in tensors.items()}
+        self._copies = config.copies
         self._labels = torch.from_numpy(draw.integers(0, CLASSES, SAMPLES)).to(device)
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class RandomSamples:
 
     def batch(self, positions: np.ndarray) -> Batch:
         """The samples at `positions`, int64 (B,)."""
-        rows = torch.from_numpy(positions % SAMPLES).to(self._labels.device)
+        rows = torch.from_numpy(positions // self._copies % SAMPLES).to(self._labels.device)
         return Batch({name: values[rows] for name, values in self._tensors.items()}, self._labels[rows], positions)
 
 

@@ -52,7 +52,7 @@ class ShardIndex:
     def __init__(self, root: str | Path, split: str, modalities: Sequence[str]) -> None:
         for modality in modalities:
             check_readable(modality)
-        self._modalities = tuple(modalities)
+        self.modalities = tuple(modalities)
         self._homes = _homes(split_folder(root, split, LAYOUT), modalities)
         self._names: list[tuple[str, str]] = []  # archive, key
         self._extensions: list[list[str]] = []
@@ -84,12 +84,12 @@ class ShardIndex:
     def path(self, sample: int, modality: str) -> str:
         """The archive and member of one modality of one sample, for messages."""
         archive, key = self._names[sample]
-        extension = self._extensions[sample][self._modalities.index(modality)]
+        extension = self._extensions[sample][self.modalities.index(modality)]
         return f"{self._homes[modality] / archive}:{key}.{extension}"
 
     def read(self, sample: int, modality: str) -> bytes:
         """Its bytes."""
-        offset, size = self._places[sample, self._modalities.index(modality)].tolist()
+        offset, size = self._places[sample, self.modalities.index(modality)].tolist()
         return read_file(str(self._homes[modality] / self._names[sample][0]), offset, size)
 
     def _archives(self) -> list[str]:
@@ -104,7 +104,7 @@ class ShardIndex:
     def _table(self, archive: str) -> _Table:
         joined: _Table = {}
         for home in dict.fromkeys(self._homes.values()):
-            here = [modality for modality in self._modalities if self._homes[modality] == home]
+            here = [modality for modality in self.modalities if self._homes[modality] == home]
             for key, entry in _scan(home / archive, here).items():
                 whole = joined.setdefault(key, entry)
                 whole.places.update(entry.places)
@@ -112,14 +112,14 @@ class ShardIndex:
         return dict(sorted(joined.items()))
 
     def _is_complete(self, archive: str, key: str, entry: _Entry) -> bool:
-        absent = [modality for modality in self._modalities if modality not in entry.places]
+        absent = [modality for modality in self.modalities if modality not in entry.places]
         if absent and not self.missing:
             self._first_missing = f"{archive}:{key} has no member for {', '.join(absent)}"
         self.missing += bool(absent)
         return not absent
 
     def _digest(self) -> str:
-        digest = hashlib.sha256(repr(self._modalities).encode())
+        digest = hashlib.sha256(repr(self.modalities).encode())
         for (archive, key), extensions in zip(self._names, self._extensions, strict=True):
             digest.update(f"{archive}/{key}.{extensions}\n".encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(self._places[..., 1]).tobytes())

@@ -31,7 +31,7 @@ _FRAMES = struct.Struct("<I")
 _SIZE = struct.Struct("<ii")
 
 
-def verify_video(data: bytes, device: torch.device | str | None = None) -> Clip:
+def verify_video(data: bytes, device: torch.device | str | None = None, *, least_frames: int = 1) -> Clip:
     """What the container says, or BadFile; with `device`, also where its decoder does not know the codec."""
     if not data:
         raise BadFile("empty file")
@@ -45,6 +45,11 @@ def verify_video(data: bytes, device: torch.device | str | None = None) -> Clip:
         raise BadFile(f"{clip.codec} video cannot be decoded on {place}; {way}")
     if min(clip.frames, clip.height, clip.width) < 1:
         raise BadFile(f"{clip.frames} video frames of {clip.height}x{clip.width} pixels")
+    if clip.frames < least_frames:
+        raise BadFile(
+            f"{clip.frames} video frames are too few for {least_frames} segments: lower data.frames, or set "
+            'data.frame_sampling = "stride", which repeats the last one'
+        )
     return clip
 
 

@@ -1,0 +1,1 @@
+"""What a model has learned, measured on the val split: engine.evaluate chooses by what."""
