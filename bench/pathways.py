@@ -11,10 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,10 +21,10 @@ from safetensors.torch import save_file
 
 from omnitrunk.bench import harness, machine
 from omnitrunk.bench.pathway_report import draw, markdown
-from omnitrunk.engine import checkpoint, durable
+from omnitrunk.bench.trainings import measured, run_recipe, threads_of
+from omnitrunk.engine import durable
 from omnitrunk.engine.config import RunConfig, as_dict, dump, load, read
 from omnitrunk.engine.data import open_index
-from omnitrunk.engine.evaluate import FILE
 from omnitrunk.models import build_model
 
 ALONE, ITSELF, RANDOM, REVERSED, ALL = "alone", "itself", "random", "reversed", "all others"
@@ -58,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pretrained = pretrained_runs(options.runs)
     shots = shots_of(options.shots, pretrained)
     settings = {"steps": options.steps, "lr": options.lr, "batch": options.batch}
-    rows = _measured(options.json, settings, shots)
+    rows = [row for row in measured(options.json, settings) if row["shots"] == shots.get(row["target"])]
     done = {(row["target"], row["arm"], row["seed"]) for row in rows}
     wanted = [
         arm
@@ -69,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = {name: options.folder / place(name, options, count) for name, count in shots.items()}
     for target, config in pretrained.items():
         write_lists(config, places[target] / "lists", shots[target])
-    neighbors, threads = machine.Neighbors(), max(1, (os.cpu_count() or 1) // options.jobs)
+    neighbors, threads = machine.Neighbors(), threads_of(options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:
         work = ((arm, recipe(arm, pretrained[arm.target], places[arm.target], options)) for arm in wanted)
-        for arm, found in pool.map(lambda pair: (pair[0], fine_tune(*pair, threads)), work):
+        for arm, found in pool.map(lambda pair: (pair[0], fine_tune(pair[1], threads)), work):
             row = {"target": arm.target, "arm": arm.name, "seed": arm.seed, "shots": shots[arm.target]}
             row |= settings | found
             rows.append(row | machine.context(threads, neighbors))
@@ -187,32 +183,12 @@ def recipe(arm: Arm, pretrained: RunConfig, folder: Path, options: argparse.Name
     return path
 
 
-def fine_tune(arm: Arm, path: Path, threads: int) -> dict[str, float]:
-    """Train, or go on with, one run in processes of its own; its accuracy and the mean size of its scales."""
-    folder = Path(load(path).run.folder)
-    _omnitrunk(["train", str(path)], threads)
-    if not (checkpoint.find(folder) / FILE).exists():  # stopped between its last step and its evaluation
-        _omnitrunk(["eval", str(folder)], threads)
-    *_, last = (folder / "log.jsonl").read_text().splitlines()
-    scales = [abs(value) for row in json.loads(last).get("scales", {}).values() for value in row]
-    scores = json.loads((checkpoint.find(folder) / FILE).read_text())
-    found = {"top1": scores["top1"], "train_loss": json.loads(last)["loss"]}
+def fine_tune(path: Path, threads: int) -> dict[str, float]:
+    """Train, or go on with, one run; its accuracy, its loss and the mean size of its scales."""
+    scores, last = run_recipe(path, threads)
+    scales = [abs(value) for row in last.get("scales", {}).values() for value in row]
+    found = {"top1": scores["top1"], "train_loss": last["loss"]}
     return found | ({"mean_scale": sum(scales) / len(scales)} if scales else {})
-
-
-def _omnitrunk(words: Sequence[str], threads: int) -> None:
-    command = [sys.executable, "-m", "omnitrunk.engine", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise ValueError(f"{' '.join(words)} ended with {run.returncode}: {(run.stderr or run.stdout).strip()[-500:]}")
-
-
-def _measured(path: Path, settings: Mapping[str, object], shots: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The rows of earlier calls with the same settings."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    same = (row for row in rows if all(row[name] == value for name, value in settings.items()))
-    return [row for row in same if row["shots"] == shots.get(row["target"])]
 
 
 def parser() -> argparse.ArgumentParser:

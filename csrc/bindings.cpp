@@ -188,15 +188,15 @@ void bind_attention(py::module_& m, Isa isa) {
 #endif
 
 void bind_gelu(py::module_& m, Isa isa) {
-  m.def("gelu", [isa](Address values, Address derivative, std::size_t size, int threads) {
+  m.def("gelu", [isa](Address hidden, Address active, std::size_t size, int threads) {
     const py::gil_scoped_release released;
-    gelu(pointer<float>(values), pointer<float>(derivative), size, {isa, threads});
+    gelu(pointer<float>(hidden), pointer<float>(active), size, {isa, threads});
   });
-  m.def("gelu_backward", [isa](Address values, Address derivative, const std::array<std::size_t, 3>& sizes,
+  m.def("gelu_backward", [isa](Address hidden, Address values, Address active, const std::array<std::size_t, 3>& sizes,
                                Address sums, int threads) {
     const py::gil_scoped_release released;
     const auto [rows, columns, rows_per_sum] = sizes;
-    gelu_backward({pointer<float>(values), pointer<float>(derivative), rows, columns, rows_per_sum,
+    gelu_backward({pointer<float>(hidden), pointer<float>(values), pointer<float>(active), rows, columns, rows_per_sum,
                    pointer<float>(sums)}, {isa, threads});
   });
 }

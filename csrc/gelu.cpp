@@ -1,4 +1,5 @@
-// GELU in its exact form (Hendrycks, Gimpel: "Gaussian error linear units", 2016) with its derivative in the same pass.
+// GELU in its exact form (Hendrycks, Gimpel: "Gaussian error linear units", 2016), and its backward pass, which computes it
+// again.
 //
 // With u = |x|, q = Phi(-u) the lower tail of the normal distribution and phi its density:
 //   gelu(x) = max(x, 0) - u q,   gelu'(x) = s for x < 0 and 1 - s otherwise, where s = q - u phi(u).
@@ -54,33 +55,40 @@ OMNITRUNK_INLINE float scaled_tail(float u) {
   return ((a * t2 + b) * (t2 * t2) + (c * t2 + d)) * t;
 }
 
-template <bool WithDerivative>
-struct Gelu {
-  static OMNITRUNK_INLINE void run(float* __restrict values, float* __restrict derivative, std::size_t size) {
-    constexpr float half_log2_e = 0.721347520f, density_of_0 = 0.398942280f;
+// phi(u) / phi(0) = exp(-u^2 / 2).
+OMNITRUNK_INLINE float bell(float u) {
+  constexpr float half_log2_e = 0.721347520f;
+  return exp2_of(-half_log2_e * (u * u));
+}
+
+// gelu(x) of u = |x| and the lower tail.
+OMNITRUNK_INLINE float active_of(float x, float u, float tail) { return (x < 0 ? 0.0f : x) - u * tail; }
+
+struct Forward {
+  static OMNITRUNK_INLINE void run(const float* hidden, float* active, std::size_t size) {
+#pragma GCC ivdep  // the two may be the same
     for (std::size_t i = 0; i < size; ++i) {
-      const float x = values[i], u = magnitude(x);
-      const float exp = exp2_of(-half_log2_e * (u * u));
-      const float tail = exp * scaled_tail(u);
-      values[i] = (x < 0 ? 0.0f : x) - u * tail;
-      if constexpr (WithDerivative) {
-        const float s = tail - density_of_0 * u * exp;
-        derivative[i] = x < 0 ? s : 1.0f - s;
-      }
+      const float x = hidden[i], u = magnitude(x);
+      active[i] = active_of(x, u, bell(u) * scaled_tail(u));
     }
   }
 };
 
 struct Backward {
-  static OMNITRUNK_INLINE void run(float* gradient, const float* derivative, std::size_t rows, std::size_t columns,
-                                   float* __restrict sums) {
+  static OMNITRUNK_INLINE void run(const float* hidden, float* gradient, float* active, std::size_t rows,
+                                   std::size_t columns, float* __restrict sums) {
+    constexpr float density_of_0 = 0.398942280f;
     std::fill_n(sums, columns, 0.0f);
     for (std::size_t row = 0; row < rows; ++row) {
-      float* __restrict out = gradient + row * columns;
-      const float* __restrict factor = derivative + row * columns;
+      const float* __restrict in = hidden + row * columns;
+      float* __restrict grad = gradient + row * columns;
+      float* __restrict out = active + row * columns;
       for (std::size_t column = 0; column < columns; ++column) {
-        out[column] *= factor[column];
-        sums[column] += out[column];
+        const float x = in[column], u = magnitude(x);
+        const float exp = bell(u), tail = exp * scaled_tail(u), s = tail - density_of_0 * u * exp;
+        out[column] = active_of(x, u, tail);
+        grad[column] *= x < 0 ? s : 1.0f - s;
+        sums[column] += grad[column];
       }
     }
   }
@@ -88,20 +96,17 @@ struct Backward {
 
 }  // namespace
 
-void gelu(float* values, float* derivative, std::size_t size, Execution execution) {
+void gelu(const float* hidden, float* active, std::size_t size, Execution execution) {
   parallel_for(size, piece_size, execution.threads, [&](std::size_t begin, std::size_t end) {
-    if (derivative != nullptr) {
-      dispatch<Gelu<true>>(execution.isa, values + begin, derivative + begin, end - begin);
-    } else {
-      dispatch<Gelu<false>>(execution.isa, values + begin, derivative, end - begin);
-    }
+    dispatch<Forward>(execution.isa, hidden + begin, active + begin, end - begin);
   });
 }
 
 void gelu_backward(const GeluGradient& gradient, Execution execution) {
   const std::size_t columns = gradient.columns;
   parallel_for(gradient.rows, gradient.rows_per_sum, execution.threads, [&](std::size_t begin, std::size_t end) {
-    dispatch<Backward>(execution.isa, gradient.values + begin * columns, gradient.derivative + begin * columns,
+    const std::size_t first = begin * columns;
+    dispatch<Backward>(execution.isa, gradient.hidden + first, gradient.values + first, gradient.active + first,
                        end - begin, columns, gradient.sums + begin / gradient.rows_per_sum * columns);
   });
 }

@@ -68,14 +68,15 @@ struct AttentionGradients {
 void attention_backward(const Attention& attention, Heads<const float> grad, const AttentionGradients& out,
                         Execution execution);
 
-// GELU in place, values = x -> gelu(x); where `derivative` is not null, it becomes gelu'(x).
-void gelu(float* values, float* derivative, std::size_t size, Execution execution);
+// GELU, active = gelu(hidden); both may be the same.
+void gelu(const float* hidden, float* active, std::size_t size, Execution execution);
 
-// values *= derivative for two matrices (rows, columns), with the sums down the columns of the product over blocks of
-// `rows_per_sum` rows: sums (rows / rows_per_sum rounded up, columns).
+// For three matrices (rows, columns): values *= gelu'(hidden), active = gelu(hidden) once more, and the sums down the
+// columns of the new values over blocks of `rows_per_sum` rows: sums (rows / rows_per_sum rounded up, columns).
 struct GeluGradient {
+  const float* hidden;
   float* values;
-  const float* derivative;
+  float* active;
   std::size_t rows, columns, rows_per_sum;
   float* sums;
 };

@@ -184,8 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     bench = _add(commands, "bench", _bench, "measure against peers and physics; kernels --help lists the options")
     bench.add_argument(
         "what",
-        choices=("kernels", "step", "pathways", "pathway_step", "window_step", "gpu", "tune"),
-        help="operations, a step, the M2PT experiment, what joining costs a step, windows, all GPU checks, launches",
+        choices=("kernels", "step", "pathways", "pathway_step", "window_step", "joint", "gpu", "tune"),
+        help="operations; a step, of MultiMAE, joined, of windows; the M2PT and Omnivore experiments; GPU checks; launches",
     )
     bench.set_defaults(takes_overrides=True)
     _add(commands, "doctor", _doctor, "what is installed, and which backend every operation will use")

@@ -5,7 +5,8 @@ x (..., K), W (N, K), b (N,) -> y (..., N). Backward: dx = dy W, dW = dy^T x, db
 On CPUs the matrix products are most of a training step, and torch sends those in float32 to MKL, which stays at half of
 the peak on processors that it was not tuned for. oneDNN, which torch ships too, generates code for the processor at
 hand: 1.6 to 2.2 times faster on AMD Zen 5. It does so for every new shape (half a millisecond, then cached), and row
-counts that come from masks change from step to step; they are therefore rounded up to a multiple of ROWS, with zeros.
+counts that come from masks change from step to step; they are therefore rounded up with zeros, to a multiple of ROWS,
+or of less where that would be more than a 32nd.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch.nn import functional
 from omnitrunk.kernels.cost import Cost
 from omnitrunk.kernels.dispatch import Operation
 
-ROWS = 64
+FEWEST_ROWS, ROWS = 8, 64
+"""What numbers of rows are multiples of, the smallest and the largest."""
 
 
 def cost(rows: int, inputs: int, outputs: int, *, bytes_per_element: int = 2, backward: bool = False) -> Cost:
@@ -41,12 +43,20 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 OPERATION = Operation("linear", reference)
 
 
+def padded_count(rows: int) -> int:
+    """How many rows `padded_rows` makes of so many; a multiple of ROWS stays what it is."""
+    # At most 32 sizes between one power of two and the next.
+    step = min(max(FEWEST_ROWS, (1 << rows.bit_length()) // 64), ROWS)
+    return -(-rows // step) * step
+
+
 def padded_rows(x: Tensor) -> Tensor:
-    """Return x (..., K) as a matrix (R, K), its rows rounded up to a multiple of ROWS with zeros."""
+    """Return x (..., K) as a matrix (R, K), its rows rounded up with zeros."""
     rows, width = prod(x.shape[:-1]), x.shape[-1]
-    if rows % ROWS == 0:
+    count = padded_count(rows)
+    if count == rows:
         return x.reshape(rows, width)
-    padded = x.new_empty(-(-rows // ROWS) * ROWS, width)
+    padded = x.new_empty(count, width)
     padded[:rows].view(x.shape).copy_(x)
     padded[rows:].zero_()
     return padded
@@ -66,10 +76,15 @@ def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def onednn_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """Multiply grad (R, N) transposed by x (R, K) -> (N, K); oneDNN is faster when the shorter side comes first."""
-    if grad.shape[1] < x.shape[1]:
-        return onednn_product(grad.t(), x.t())
-    return onednn_product(x.t(), grad.t()).t()
+    """Multiply grad (R, N) transposed by x (R, K) -> (N, K).
+
+    oneDNN is faster when the shorter side comes first. What comes out transposed is copied as soon as autograd stores
+    it, though, and with few rows that costs more than it gains.
+    """
+    rows, outputs, inputs = *grad.shape, x.shape[1]
+    if inputs < outputs and inputs < rows:
+        return onednn_product(x.t(), grad.t()).t()
+    return onednn_product(grad.t(), x.t())
 
 
 @functools.cache

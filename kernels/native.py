@@ -147,28 +147,24 @@ def attention_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, scale: flo
     return grads
 
 
-def gelu_(values: Tensor, derivative: Tensor | None) -> None:
-    """Turn float32 x into GELU(x) in place; `derivative`, of the same shape, becomes GELU'(x) on the way."""
-    module().gelu(
-        _address(values, torch.float32, values.shape),
-        0 if derivative is None else _address(derivative, torch.float32, values.shape),
-        values.numel(),
-        torch.get_num_threads(),
-    )
+def gelu(hidden: Tensor, out: Tensor) -> Tensor:
+    """Write GELU of a float32 tensor to `out`, which may be the same, and return it."""
+    addresses = (_address(tensor, torch.float32, hidden.shape) for tensor in (hidden, out))
+    module().gelu(*addresses, hidden.numel(), torch.get_num_threads())
+    return out
 
 
-def gelu_backward_(grad: Tensor, derivative: Tensor) -> Tensor:
-    """Multiply float32 grad (R, F) by `derivative` in place, and return the sums down the columns (F,)."""
+def gelu_backward_(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply float32 grad (R, F) by GELU'(hidden) in place; return GELU(hidden) and grad's column sums (F,)."""
     rows, columns = grad.shape
-    sums = torch.empty(-(-rows // GELU_ROWS_PER_SUM), columns)
+    active, sums = torch.empty_like(grad), torch.empty(-(-rows // GELU_ROWS_PER_SUM), columns)
     module().gelu_backward(
-        _address(grad, torch.float32, grad.shape),
-        _address(derivative, torch.float32, grad.shape),
+        *(_address(tensor, torch.float32, grad.shape) for tensor in (hidden, grad, active)),
         (rows, columns, GELU_ROWS_PER_SUM),
         sums.data_ptr(),
         torch.get_num_threads(),
     )
-    return sums.sum(0)
+    return active, sums.sum(0)
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> float:

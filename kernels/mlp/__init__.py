@@ -4,7 +4,7 @@
 
 x (..., D), W1 (F, D), b1 (F,), W2 (O, F), b2 (O,) -> y (..., O), usually with O = D. Phi is the standard normal
 distribution function: GELU in its exact form, with erf. Backward, with g = dy W2: dh = g (Phi(h) + h phi(h)), phi the
-normal density; the rest are the gradients of the two linear layers. a is kept for dW2, and h, or gelu'(h), for dh.
+normal density; the rest are the gradients of the two linear layers. h is kept; a is kept for dW2, or computed again.
 Sources: Hendrycks and Gimpel 2016 (GELU); Vaswani et al. 2017, section 3.3.
 """
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from omnitrunk.kernels.linear import ROWS, cropped, onednn_product, onednn_weight_gradient, padded_rows
+from omnitrunk.kernels.linear import ROWS, cropped, onednn_product, onednn_weight_gradient, padded_count, padded_rows
 from omnitrunk.kernels.patches import gather_patches
 from omnitrunk.kernels.patches.grid import Shape
 
@@ -33,8 +33,8 @@ def _blocks(rows: int, values: int) -> list[slice]:
 
 
 def _rows(clips: Tensor, index: Tensor, shape: Shape, statistics: Statistics) -> Tensor:
-    """Patches, and the first of all again until their number is a multiple of ROWS: cheaper than to fill in zeros."""
-    surplus = functional.pad(index, (0, -len(index) % ROWS))
+    """Patches, and the first of all again until they are as many as `padded_rows` makes: cheaper than zeros."""
+    surplus = functional.pad(index, (0, padded_count(len(index)) - len(index)))
     return gather_patches(clips, surplus, shape, mean=statistics[0], std=statistics[1])
 
 

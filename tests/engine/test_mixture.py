@@ -140,8 +140,8 @@ def test_a_mixed_step_has_the_gradient_of_the_mean_over_all_its_samples(tmp_path
     mean.backward()
     for name, value in model.named_parameters():
         torch.testing.assert_close(found[name], value.grad, rtol=1e-9, atol=1e-12)
-    assert float(losses["loss"]) == pytest.approx(float(mean), rel=1e-5)
-    assert float(losses["scene"]) == pytest.approx(float(alone[2] + alone[3]) / 8, rel=1e-5)
+    assert float(losses["loss"]) == pytest.approx(mean.item(), rel=1e-5)
+    assert float(losses["scene"]) == pytest.approx((alone[2] + alone[3]).item() / 8, rel=1e-5)
 
 
 def _doubled(batches):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omnitrunk.kernels import linear
-from omnitrunk.kernels.linear import ROWS, cost, onednn_missing, onednn_refuses, onednn_weight_gradient
+from omnitrunk.kernels.linear import ROWS, cost, onednn_missing, onednn_refuses, onednn_weight_gradient, padded_rows
 
 from .compare import assert_agree, poisoned
 
@@ -32,12 +32,24 @@ def test_onednn_takes_strided_inputs_and_no_bias(seed):
     assert_agree(lambda x, w: linear(x[:, ::2], w, backend="onednn"), lambda x, w: by_hand(x[:, ::2], w, 0), x, weight)
 
 
+def test_rows_are_rounded_up_a_little_to_few_sizes():
+    x = torch.arange(1.0, 5001)[:, None]
+    for rows in range(1, len(x) + 1):
+        padded = padded_rows(x[:rows])
+        assert torch.equal(padded[:rows], x[:rows]) and not padded[rows:].any()
+        assert len(padded) - rows < max(8, rows / 32) and (rows % ROWS or len(padded) == rows)
+    assert len({len(padded_rows(x[:rows])) for rows in range(1, 1025)}) <= 32 * 3
+
+
 @needs_onednn
 @pytest.mark.parametrize("widths", [(3, 8), (8, 3), (4, 4)])
-def test_both_forms_of_the_weight_gradient(widths, seed):
+@pytest.mark.parametrize("rows", [2, ROWS])
+def test_all_forms_of_the_weight_gradient_come_as_said(widths, rows, seed):
     torch.manual_seed(seed)
-    grad, x = torch.randn(ROWS, widths[0]), torch.randn(ROWS, widths[1])
-    torch.testing.assert_close(onednn_weight_gradient(grad, x), grad.t() @ x, rtol=1e-4, atol=1e-4)
+    grad, x = torch.randn(rows, widths[0]), torch.randn(rows, widths[1])
+    found = onednn_weight_gradient(grad, x)
+    torch.testing.assert_close(found, grad.t() @ x, rtol=1e-4, atol=1e-4)
+    assert found.is_contiguous() or widths[1] < min(widths[0], rows)
 
 
 @needs_onednn

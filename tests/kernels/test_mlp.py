@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from omnitrunk.kernels import mlp, native
-from omnitrunk.kernels.linear import onednn_missing
-from omnitrunk.kernels.mlp import cost
+from omnitrunk.kernels.linear import ROWS, onednn_missing, padded_count
+from omnitrunk.kernels.mlp import cost, onednn
 
 from .compare import assert_agree, poisoned
 
@@ -38,6 +38,16 @@ def test_onednn_matches_the_formula(shape, hidden, outputs, seed, monkeypatch):
     tensors = random_tensors(shape, hidden, outputs)
     poisoned(monkeypatch)
     assert_agree(lambda *t: mlp(*t, backend="onednn"), by_hand, *tensors, tolerance=3e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [128, 131, 300, 1001])
+def test_onednn_goes_backward_in_parts(rows, seed, monkeypatch):
+    torch.manual_seed(seed)
+    monkeypatch.setattr(onednn, "BLOCK_VALUES", 1)
+    assert len(onednn._parts(padded_count(rows), 24, 5)) == -(-padded_count(rows) // ROWS)
+    poisoned(monkeypatch)
+    assert_agree(lambda *t: mlp(*t, backend="onednn"), by_hand, *random_tensors((rows, 6), 24, 5), tolerance=3e-5)
 
 
 @needs_onednn
@@ -73,10 +83,10 @@ def test_onednn_takes_strided_inputs(seed):
 
 
 def gelu_of(x):
-    """GELU and its derivative by the native kernel."""
-    value, derivative = x.clone(), torch.full_like(x, torch.nan)
-    native.gelu_(value, derivative)
-    return value, derivative
+    """GELU and its derivative by the native kernel's backward pass."""
+    derivative = torch.ones_like(x)
+    value, _ = native.gelu_backward_(torch.atleast_2d(derivative), torch.atleast_2d(x))
+    return value.view(x.shape), derivative
 
 
 @needs_native
@@ -108,15 +118,14 @@ def test_native_gelu_of_matrices(shape, seed):
     torch.manual_seed(seed)
     x, grad = torch.randn(shape), torch.randn(shape)
     buffers = [torch.full((x.numel() + 34,), torch.nan) for _ in range(3)]
-    value, derivative, result = (buffer[17:-17].view(shape) for buffer in buffers)
-    value.copy_(x)
-    native.gelu_(value, None)
+    hidden, value, result = (buffer[17:-17].view(shape) for buffer in buffers)
+    hidden.copy_(x)
     expected, slope = gelu_of(x)
-    assert torch.equal(value, expected)
-    derivative.copy_(slope)
+    assert torch.equal(native.gelu(hidden, value), expected) and torch.equal(hidden, x)
+    assert torch.equal(native.gelu(value.copy_(x), value), expected)
     result.copy_(grad)
-    sums = native.gelu_backward_(result, derivative)
-    assert torch.equal(result, grad * slope) and torch.equal(derivative, slope)
+    active, sums = native.gelu_backward_(result, hidden)
+    assert torch.equal(active, expected) and torch.equal(result, grad * slope) and torch.equal(hidden, x)
     torch.testing.assert_close(sums.double(), (grad.double() * slope).sum(0), rtol=1e-5, atol=1e-5)
     assert all(buffer[:17].isnan().all() and buffer[-17:].isnan().all() for buffer in buffers)
 
@@ -125,7 +134,7 @@ def digest(seed=3):
     """The native kernels on input of several pieces, as bytes."""
     generator = torch.Generator().manual_seed(seed)
     x, grad = (4 * torch.randn(300, 260, generator=generator) for _ in range(2))
-    results = [*gelu_of(x), grad, native.gelu_backward_(grad, gelu_of(x)[1])]
+    results = [native.gelu(x, torch.empty_like(x)), *native.gelu_backward_(grad, x), grad]
     return hashlib.sha256(b"".join(result.numpy().tobytes() for result in results)).hexdigest()
 
 
