@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "what",
         choices=("kernels", "step", "pathways", "pathway_step", "window_step", "joint", "gpu", "tune"),
-        help="operations; a step, of MultiMAE, joined, of windows; the M2PT and Omnivore experiments; GPU checks; launches",
+        help="operations; steps (MultiMAE, joined, windows); the M2PT and Omnivore experiments; GPU checks; launches",
     )
     bench.set_defaults(takes_overrides=True)
     _add(commands, "doctor", _doctor, "what is installed, and which backend every operation will use")
