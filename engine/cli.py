@@ -70,8 +70,8 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _show(options: argparse.Namespace, overrides: list[str]) -> int:
+    from omnitrunk.engine.drawing.show import draw_sheet
     from omnitrunk.engine.restore import restore
-    from omnitrunk.engine.show import draw_sheet
 
     trained = restore(options.source, overrides)
     draw_sheet(trained.config, trained.model, trained.device, samples=options.samples).save(options.output)

@@ -20,10 +20,10 @@ from omnitrunk.engine.datasets import data_sets
 from omnitrunk.engine.evaluation import retrieval
 from omnitrunk.engine.evaluation.answers import HEADED, accuracies, answers
 from omnitrunk.engine.evaluation.config import EvaluateConfig, check_stage
+from omnitrunk.engine.evaluation.map_overlap import segmented
+from omnitrunk.engine.evaluation.part_overlap import shape_scores, summary
 from omnitrunk.engine.evaluation.probe import SPACES, probe, probed_modality, spaces_of
 from omnitrunk.engine.evaluation.samples import collect, find_data
-from omnitrunk.engine.map_segmentation import segmented
-from omnitrunk.engine.segmentation import shape_scores, summary
 from omnitrunk.engine.step import autocast
 from omnitrunk.models import OmnivoreConfig, OmnivoreSegmenter, PartSegmenter
 
@@ -50,8 +50,8 @@ def evaluate(config: RunConfig, model: nn.Module, device: torch.device) -> dict[
     """Scores by name: "trained", "random" (the same encoder at its start) and "raw".
 
     Of a model with heads it is "top1", with "top1/NAME" of every data set that it knows by name; of a segmenter
-    "instance_miou", "class_miou" and "miou/CLASS" of every class, or those of engine.map_segmentation. Retrieval adds
-    "PAIR/FIGURE", and "PAIR/FIGURE/chance" and "PAIR/FIGURE/untrained" to compare it with.
+    "instance_miou", "class_miou" and "miou/CLASS" of every class, or those of engine.evaluation.map_overlap. Retrieval
+    adds "PAIR/FIGURE", and "PAIR/FIGURE/chance" and "PAIR/FIGURE/untrained" to compare it with.
     """
     return _measure(config, model, device, brief=False)
 
@@ -102,7 +102,7 @@ def _has_features(config: RunConfig) -> bool:
 
 
 def part_scores(config: RunConfig, model: PartSegmenter, device: torch.device) -> dict[str, float]:
-    """Mean IoU of the parts found on the val split (engine.segmentation)."""
+    """Mean IoU of the parts found on the val split (engine.evaluation.part_overlap)."""
 
     def compute(batch: Batch) -> Tensor:
         with torch.no_grad(), autocast(device, config.run.precision):

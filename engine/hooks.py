@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from omnitrunk.engine import checkpoint
 from omnitrunk.engine.build import Run
+from omnitrunk.engine.drawing.show import draw_sheet
 from omnitrunk.engine.evaluate import briefly, evaluate, evaluate_briefly, table, write_scores
 from omnitrunk.engine.log import RunLog
-from omnitrunk.engine.show import draw_sheet
 
 
 def draw_samples(run: Run, log: RunLog, step: int) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from omnitrunk.engine.clouds import DOT, PAPER, SIZE, cloud_panel, draw_cloud
+from omnitrunk.engine.drawing.clouds import DOT, PAPER, SIZE, cloud_panel, draw_cloud
 
 
 def test_a_point_is_a_dot_above_a_lower_one():

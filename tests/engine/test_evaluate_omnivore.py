@@ -9,12 +9,12 @@ import torch
 
 from omnitrunk.engine import cli
 from omnitrunk.engine.data import evaluation_batches
+from omnitrunk.engine.drawing.show import draw_sheet
 from omnitrunk.engine.evaluate import EvaluateConfig, check_evaluation, evaluate, evaluate_briefly, table, write_scores
 from omnitrunk.engine.evaluation.features import model_features, raw_features
 from omnitrunk.engine.evaluation.retrieval import read_sides
 from omnitrunk.engine.evaluation.samples import find_data
 from omnitrunk.engine.idle import without_effect
-from omnitrunk.engine.show import draw_sheet
 from omnitrunk.engine.train import train
 from omnitrunk.models import MAEConfig, build_model
 from tests.engine.omnivore_files import joint, scenes

@@ -11,9 +11,9 @@ import torch
 from omnitrunk.engine.check import check
 from omnitrunk.engine.data import evaluation_batches
 from omnitrunk.engine.description import check_description
+from omnitrunk.engine.drawing.maps import BLANK, maps_panel
 from omnitrunk.engine.evaluate import evaluate, table
-from omnitrunk.engine.map_segmentation import count_pixels, map_scores
-from omnitrunk.engine.maps import BLANK, maps_panel
+from omnitrunk.engine.evaluation.map_overlap import count_pixels, map_scores
 from omnitrunk.engine.restore import restore
 from omnitrunk.engine.train import train
 from omnitrunk.engine.weights import start_from

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from omnitrunk.engine.check import check
-from omnitrunk.engine.clouds import PAPER, parts_panel
 from omnitrunk.engine.config import read
 from omnitrunk.engine.data import evaluation_batches
 from omnitrunk.engine.description import check_description
+from omnitrunk.engine.drawing.clouds import PAPER, parts_panel
+from omnitrunk.engine.drawing.show import draw_sheet
 from omnitrunk.engine.estimate import activation_values
 from omnitrunk.engine.evaluate import evaluate, table, write_scores
 from omnitrunk.engine.restore import restore
-from omnitrunk.engine.show import draw_sheet
 from omnitrunk.engine.train import train
 from omnitrunk.models import build_model
 from tests.engine.data_files import encode_array

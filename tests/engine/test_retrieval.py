@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from omnitrunk.engine.evaluation.neighbors import RIGHT, THICK, THIN, WRONG, Found, framed, panel, search
+from omnitrunk.engine.drawing.neighbors import RIGHT, THICK, THIN, WRONG, Found, framed, panel, search
+from omnitrunk.engine.drawing.sheet import TILE
 from omnitrunk.engine.evaluation.ranking import average_precisions, chance_average_precision, first_hits, ranks
 from omnitrunk.engine.evaluation.retrieval import CHANCE, Side, figures, table
-from omnitrunk.engine.sheet import TILE
 
 
 def side(features, samples):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omnitrunk.engine.segmentation import shape_scores, summary
+from omnitrunk.engine.evaluation.part_overlap import shape_scores, summary
 
 COUNTS = (2, 4, 1, 3)
 

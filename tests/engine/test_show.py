@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from omnitrunk.engine.colors import class_colors, oklch_to_srgb, scale_colors
 from omnitrunk.engine.data import Batch
-from omnitrunk.engine.sheet import compose
-from omnitrunk.engine.show import HIDDEN, draw_sheet, reconstruct
+from omnitrunk.engine.drawing.colors import class_colors, oklch_to_srgb, scale_colors
+from omnitrunk.engine.drawing.sheet import compose
+from omnitrunk.engine.drawing.show import HIDDEN, draw_sheet, reconstruct
 from omnitrunk.models import MultiMAE
 from tests.engine.data_files import write_folder
 from tests.engine.tiny import needs_dali, tiny

@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from omnitrunk.engine import folder
 from omnitrunk.engine.config import read
+from omnitrunk.engine.drawing.scales import draw_scales
+from omnitrunk.engine.drawing.show import draw_sheet
 from omnitrunk.engine.restore import restore
-from omnitrunk.engine.scales import draw_scales
-from omnitrunk.engine.show import draw_sheet
 from omnitrunk.engine.train import train
 from omnitrunk.engine.weights import read_blocks, start_from
 from omnitrunk.models import build_model

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omnitrunk.engine.clouds import cloud_panel, parts_panel
-from omnitrunk.engine.colors import class_colors, scale_colors
 from omnitrunk.engine.data import Batch, Loader
 from omnitrunk.engine.description import describe
-from omnitrunk.engine.evaluation.neighbors import draw_neighbors
-from omnitrunk.engine.maps import maps_panel
-from omnitrunk.engine.scales import draw_scales
-from omnitrunk.engine.sheet import Panel, compose
+from omnitrunk.engine.drawing.clouds import cloud_panel, parts_panel
+from omnitrunk.engine.drawing.colors import class_colors, scale_colors
+from omnitrunk.engine.drawing.maps import maps_panel
+from omnitrunk.engine.drawing.neighbors import draw_neighbors
+from omnitrunk.engine.drawing.scales import draw_scales
+from omnitrunk.engine.drawing.sheet import Panel, compose
+from omnitrunk.engine.drawing.tiles import from_patches, to_patches
 from omnitrunk.engine.step import autocast
-from omnitrunk.engine.tiles import from_patches, to_patches
 from omnitrunk.models import (
     MODALITIES,
     Classifier,

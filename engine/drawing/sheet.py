@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omnitrunk.engine.colors import class_colors, scale_colors
+from omnitrunk.engine.drawing.colors import class_colors, scale_colors
 
 if TYPE_CHECKING:
     from PIL.Image import Image

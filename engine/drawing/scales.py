@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omnitrunk.engine.colors import oklch_to_srgb
-from omnitrunk.engine.sheet import GAP, MARGIN, NARROWEST, PAPER, TITLE, write
+from omnitrunk.engine.drawing.colors import oklch_to_srgb
+from omnitrunk.engine.drawing.sheet import GAP, MARGIN, NARROWEST, PAPER, TITLE, write
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from omnitrunk.engine.colors import class_colors, scale_colors
-from omnitrunk.engine.sheet import Panel
+from omnitrunk.engine.drawing.colors import class_colors, scale_colors
+from omnitrunk.engine.drawing.sheet import Panel
 
 BLANK = 255
 """Grey level of pixels without a label."""

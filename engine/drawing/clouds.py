@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnitrunk.engine.colors import class_colors, scale_colors
-from omnitrunk.engine.sheet import TILE, Panel
+from omnitrunk.engine.drawing.colors import class_colors, scale_colors
+from omnitrunk.engine.drawing.sheet import TILE, Panel
 
 SIZE = TILE
 """Pixels of a picture, each side: as large as on the sheet, where dots would otherwise be resampled away."""

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omnitrunk.engine.colors import scale_colors
+from omnitrunk.engine.drawing.colors import scale_colors
+from omnitrunk.engine.drawing.sheet import TILE, Panel, compose
 from omnitrunk.engine.evaluation.retrieval import Side, read_sides
 from omnitrunk.engine.evaluation.samples import batches_of, find_data
-from omnitrunk.engine.sheet import TILE, Panel, compose
 
 if TYPE_CHECKING:
     from PIL.Image import Image
