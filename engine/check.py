@@ -61,12 +61,13 @@ def _check_batch(config: RunConfig, one: DataSet, gpus: int) -> None:
 def _check_data(config: RunConfig, one: DataSet) -> tuple[float | None, str]:
     """Bytes of files per sample where there are any, and a line about the data set."""
     data, modalities = one.data, list(read_strides(one.modalities, one.data.size))
+    begin = f"data     {one.prefix}"
     if data.source == "random":
-        return None, "data     random, made on the device"
+        return None, f"{begin}random, made on the device"
     if not data.root:
-        return None, f"data     {one.section}.root is not set: give it to have the files checked"
+        return None, f"{begin}{one.section}.root is not set: give it to have the files checked"
     if not Path(data.root).is_dir():
-        return None, f"data     warning: {data.root} is not on this machine, its files are not checked"
+        return None, f"{begin}warning: {data.root} is not on this machine, its files are not checked"
     check_description(config)
     check_evaluation(config)
     index = open_index(data, data.train_split, modalities)
@@ -80,7 +81,7 @@ def _check_data(config: RunConfig, one: DataSet) -> tuple[float | None, str]:
             f"none of {len(samples)} samples of {data.root} can be used: {next(iter(faults.named.items()))}"
         )
     size = sum(len(file) for sample in good for file in sample.files) / len(good)
-    found = f"data     {data.root}: {len(index):,} samples of {len(index.classes)} classes, {size / 1e3:.1f} kB each"
+    found = f"{begin}{data.root}: {len(index):,} samples of {len(index.classes)} classes, {size / 1e3:.1f} kB each"
     return size, found + (f"; {faults.bad} of {len(samples)} probed are bad" if faults.bad else "")
 
 

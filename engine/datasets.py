@@ -28,6 +28,11 @@ class DataSet:
     section: str
     """Where its fields stand in the configuration: "data", or "mixture.sets.NAME"."""
 
+    @property
+    def prefix(self) -> str:
+        """What begins a line about it: nothing where it is the only one."""
+        return "" if self.section == "data" else f"{self.name}: "
+
 
 def data_sets(config: RunConfig) -> dict[str, DataSet]:
     """All data sets of a run by name, in the order of the model's heads; without a mixture it is one alone.

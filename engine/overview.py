@@ -42,13 +42,12 @@ def _data_lines(run: Run, one: DataSet) -> list[str]:
     loader = run.loader.loaders[one.name] if isinstance(run.loader, JointLoader) else run.loader
     rate = run.loader.samples_per_step.get(one.name, one.data.batch)
     seen, parts = config.run.steps * rate, micro_batches(config, one)
-    name = "" if one.section == "data" else f"{one.name}: "
     return [
-        f"data     {name}{one.data.root or one.data.source}: {loader.dataset_size:,} samples, "
+        f"data     {one.prefix}{one.data.root or one.data.source}: {loader.dataset_size:,} samples, "
         f"fingerprint {loader.fingerprint[:12]}",
-        f"batch    {name}{one.data.batch} samples, on {processes} process{'' if processes == 1 else 'es'} in "
+        f"batch    {one.prefix}{one.data.batch} samples, on {processes} process{'' if processes == 1 else 'es'} in "
         f"{parts} part{'' if parts == 1 else 's'} each",
-        f"horizon  {name}{config.run.steps:,} steps = {seen:,.0f} samples = {seen / loader.rows_per_epoch:.1f} epochs",
+        f"horizon  {one.prefix}{config.run.steps:,} steps = {seen:,.0f} samples = {seen / loader.rows_per_epoch:.1f} epochs",
     ]
 
 

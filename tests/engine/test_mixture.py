@@ -9,6 +9,7 @@ import torch
 
 from omnitrunk.engine import checkpoint
 from omnitrunk.engine.build import build
+from omnitrunk.engine.check import check
 from omnitrunk.engine.config import load, read
 from omnitrunk.engine.data import Order, seed_of
 from omnitrunk.engine.datasets import data_sets
@@ -16,8 +17,9 @@ from omnitrunk.engine.distributed import Vote, World
 from omnitrunk.engine.signals import REQUEUE
 from omnitrunk.engine.step import compute_gradients, step_of, train_step
 from omnitrunk.engine.train import train
+from tests.engine import omnivore_files
 from tests.engine.test_distributed import pairs
-from tests.engine.tiny import log_of, weights_of, write_config
+from tests.engine.tiny import log_of, needs_dali, weights_of, write_config
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -199,3 +201,24 @@ def test_a_mixture_survives_the_file_that_it_is_written_to(tmp_path):
     config = joint(tmp_path / "run", mixture={"batches": "mixed"})
     write_config(tmp_path / "copy.toml", config)
     assert load(tmp_path / "copy.toml") == config
+
+
+@needs_dali
+def test_a_label_outside_the_head_is_named_before_the_run_starts(tmp_path, seed):
+    root = omnivore_files.scenes(tmp_path, seed)
+    config = omnivore_files.joint(tmp_path / "run", root, model={"video_sets": {"clips": 1}})
+    with pytest.raises(ValueError, match="labels up to 1, but the head of clips tells 1 classes apart"):
+        build(config, ALONE)
+    assert not (tmp_path / "run").exists()
+
+
+@needs_dali
+def test_check_looks_at_every_data_set(tmp_path, seed):
+    root = omnivore_files.scenes(tmp_path, seed)
+    report = check(omnivore_files.joint(tmp_path / "run", root, mixture={"batches": "mixed"}), gpus=2, gpu="h200")
+    for name in ("pictures", "clips", "views"):
+        assert f"data     {name}: {root}: 6 samples of 2 classes" in report
+    assert "samples/s on 2 x" in report
+    with pytest.raises(ValueError, match=r"mixture\.sets\.clips\.batch = 3 does not divide into 2 GPUs"):
+        sets = {"pictures": {}, "clips": {"batch": 3}, "views": {}}
+        check(omnivore_files.joint(tmp_path / "run", root, mixture={"sets": sets}), gpus=2)
