@@ -47,7 +47,8 @@ def _data_lines(run: Run, one: DataSet) -> list[str]:
         f"fingerprint {loader.fingerprint[:12]}",
         f"batch    {one.prefix}{one.data.batch} samples, on {processes} process{'' if processes == 1 else 'es'} in "
         f"{parts} part{'' if parts == 1 else 's'} each",
-        f"horizon  {one.prefix}{config.run.steps:,} steps = {seen:,.0f} samples = {seen / loader.rows_per_epoch:.1f} epochs",
+        f"horizon  {one.prefix}{config.run.steps:,} steps = {seen:,.0f} samples = "
+        f"{seen / loader.rows_per_epoch:.1f} epochs",
     ]
 
 
