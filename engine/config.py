@@ -104,6 +104,11 @@ class RunConfig:
                 f"{one.section}.size = {one.data.size} gives square pictures, but model.image_size = "
                 f"{self.model.image_size}: set both to the same number"
             )
+        if one.data.copies > 1 and getattr(self.model, "mixes", False):
+            raise ValueError(
+                f"{one.section}.copies = {one.data.copies}: mixup and cutmix would mix a sample with itself; set "
+                "copies to 1, or both of them to 0"
+            )
         for modality, name in (("video", "frames"), ("audio", "sample_rate"), ("points", "points")):
             if modality in one.modalities and getattr(one.data, name) != getattr(described, name):
                 raise ValueError(
