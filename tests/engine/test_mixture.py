@@ -187,7 +187,7 @@ def _numbers(record):
         ({"mixture": {"accumulate": {"clip": 0}}}, "mixture.accumulate.clip = 0 must be 1 or more"),
         ({"mixture": {"sets": {"image": {"bach": 3}, "clip": {}, "scene": {}}}}, "image.bach is no field of"),
         ({"mixture": {"sets": {"image": {"batch": "x"}, "clip": {}, "scene": {}}}}, "mixture.sets.image: .*batch"),
-        ({"data": {"copies": 2}, "model": {"mixup": 0.8}}, r"mixture.sets.image.copies = 2: mixup and cutmix would mix"),
+        ({"data": {"copies": 2}, "model": {"mixup": 0.8}}, r"mixture.sets.image.copies = 2: mixup and cutmix"),
         ({"mixture": {"sets": {"image": {"size": 32}, "clip": {}, "scene": {}}}}, "mixture.sets.image.size = 32"),
         ({"mixture": {"sets": {"image": {}, "clip": {"frames": 4}, "scene": {}}}}, "mixture.sets.clip.frames = 4"),
     ],
