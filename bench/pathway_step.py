@@ -2,7 +2,8 @@
 
 Three steps of one classifier take turns in processes of their own, on the same batch: plain; joined, as the engine does
 it (the effective weight is kept, one gradient a layer, the rest is the optimizer's); joined as the definition reads,
-x (W + lambda W')^T in every forward pass and three gradients from autograd.
+x (W + lambda W')^T in every forward pass and three gradients from autograd. A second plain step is the control:
+processes of equal code differ by several per cent, from one start to the next, so all are started several times.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from omnitrunk.bench import harness, machine, stopwatch
 from omnitrunk.bench.worker import Worker
+from omnitrunk.engine.host_memory import keep_freed
 from omnitrunk.engine.optimizer import AdamW, OptimizerConfig
 from omnitrunk.engine.pairing import pair
 from omnitrunk.engine.stopwatch import Stopwatch
@@ -25,8 +27,8 @@ from omnitrunk.models import Classifier, ClassifierConfig
 from omnitrunk.models.pathway import PathwayConfig, PathwayWeights, join, joined_layers
 
 SEED, SCALE = 0, 0.01
-PLAIN, ENGINE, DEFINITION = "plain", "joined", "joined, by definition"
-WAYS = (PLAIN, ENGINE, DEFINITION)
+PLAIN, CONTROL, ENGINE, DEFINITION = "plain", "plain, once more", "joined", "joined, by definition"
+WAYS = (PLAIN, CONTROL, ENGINE, DEFINITION)
 BOTH = "forward + backward"
 SIZES = {
     "tiny": ({"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 2}, 4),
@@ -53,7 +55,7 @@ def build(way: str, size: str) -> Classifier:
     encoder, _ = SIZES[size]
     config = ClassifierConfig(encoder={"system": "mae", **encoder})
     model = Classifier(config, SEED)
-    if way != PLAIN:
+    if way in (ENGINE, DEFINITION):
         join(model.blocks, [Classifier(config, SEED + 1).blocks.state_dict()], PathwayConfig(scale=SCALE))
     if way == DEFINITION:
         for layer in joined_layers(model).values():
@@ -92,6 +94,7 @@ def training_step(way: str, size: str) -> harness.Contender:
 def contender(way: str, size: str, threads: int) -> harness.Contender:
     """One way; every turn's entry also says what model, optimizer and two steps took at most, in bytes."""
     torch.set_num_threads(threads)
+    keep_freed()  # as a run does
 
     def twice() -> None:
         step = training_step(way, size)
@@ -102,17 +105,26 @@ def contender(way: str, size: str, threads: int) -> harness.Contender:
     return lambda: {**step(), "memory": memory}
 
 
+def measure(size: str, rounds: int, start: int, threads: int) -> harness.Samples:
+    """So many turns of all ways in fresh processes; each `start` begins a round with another of them."""
+    first = start % len(WAYS)
+    with ExitStack() as stack:
+        contenders = {
+            way: stack.enter_context(Worker(contender, way, size, threads, threads=threads))
+            for way in (*WAYS[first:], *WAYS[:first])
+        }
+        return harness.interleave(contenders, rounds)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table and the memory, append the rows to the file asked for."""
     options = parser().parse_args(arguments)
-    size = "tiny" if options.quick else options.size
+    size, starts, rounds = ("tiny", 1, 2) if options.quick else (options.size, options.starts, options.steps)
     neighbors = machine.Neighbors()
-    with ExitStack() as stack:
-        contenders = {
-            way: stack.enter_context(Worker(contender, way, size, options.threads, threads=options.threads))
-            for way in WAYS
-        }
-        samples = harness.interleave(contenders, 2 if options.quick else options.steps)
+    samples: harness.Samples = {way: {} for way in WAYS}
+    for start in range(starts):
+        for way, turns in measure(size, rounds, start, options.threads).items():
+            samples[way] |= {start * rounds + number: entry for number, entry in turns.items()}
     memory = {way: max(entry.pop("memory") for entry in turns.values()) for way, turns in samples.items()}
     table = harness.rows(f"pathway step {size}", samples, machine.context(options.threads, neighbors))
     print(harness.markdown(table), "", sep="\n")
@@ -126,7 +138,8 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     options = argparse.ArgumentParser(prog="omnitrunk bench pathway_step", description=__doc__)
     options.add_argument("--size", choices=SIZES, default="demo", help="model and batch")
-    options.add_argument("--steps", type=int, default=20, help="measured steps of each way")
+    options.add_argument("--steps", type=int, default=20, help="measured steps of each way and start")
+    options.add_argument("--starts", type=int, default=4, help="how often the processes are started (default 4)")
     options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of each")
     options.add_argument("--quick", action="store_true", help="a tiny model and two steps: does it run?")
     options.add_argument("--json", type=Path, help="append the rows to this file, one JSON object a line")

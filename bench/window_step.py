@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from omnitrunk.bench import harness, machine, stopwatch
 from omnitrunk.bench.plain_swin import PlainSwin, PlainSwinConfig, from_omnivore
 from omnitrunk.bench.worker import Worker
+from omnitrunk.engine.host_memory import keep_freed
 from omnitrunk.engine.stopwatch import Stopwatch
 from omnitrunk.models import Omnivore, OmnivoreConfig
 
@@ -96,6 +97,7 @@ def training_step(way: str, case: str) -> harness.Contender:
 def contender(way: str, case: str, threads: int) -> harness.Contender:
     """One way; every turn's entry also says what a step took at most, in bytes, beyond model and batch."""
     torch.set_num_threads(threads)
+    keep_freed()  # as a run does
     step = training_step(way, case)
     step()
     memory = stopwatch.peak(step, "cpu")
