@@ -57,6 +57,7 @@ class PathwayWeights(nn.Module):
             nn.Parameter(torch.full((1,), config.scale, device=weight.device), requires_grad=config.train_scales)
             for weight in auxiliaries
         )
+        self._joined: Pathway | None = None
         self.paired = False
         """Whether the optimizer derives the gradients of both from that of the layer's own weight (adamw_)."""
 
@@ -65,8 +66,10 @@ class PathwayWeights(nn.Module):
         return effective_weight(self.joined_with(weight), gpu.autocast_dtype(weight), paired=self.paired)
 
     def joined_with(self, weight: Tensor) -> Pathway:
-        """The tensors as the kernels take them."""
-        return Pathway(weight, tuple(self.auxiliaries), tuple(self.scales))
+        """The tensors as the kernels take them; made once, as lists of parameters are slow to read."""
+        if self._joined is None or self._joined.weight is not weight:
+            self._joined = Pathway(weight, tuple(self.auxiliaries), tuple(self.scales))
+        return self._joined
 
 
 def join(trunk: Trunk, auxiliaries: Sequence[Mapping[str, Tensor]], config: PathwayConfig) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,10 +38,14 @@ class Pathway:
         if any(scale.numel() != 1 for scale in self.scales):
             raise ValueError("the scale of a pathway is a single number")
 
-    def versions(self) -> tuple[int, ...]:
+    @cached_property
+    def others(self) -> tuple[Tensor, ...]:
+        """All tensors but the weight."""
+        return (*self.auxiliaries, *self.scales)
+
+    def versions(self) -> tuple[tuple[int, int, int], ...]:
         """What changes when any of the tensors does."""
-        tensors = (self.weight, *self.auxiliaries, *self.scales)
-        return tuple(number for tensor in tensors for number in (id(tensor), tensor.data_ptr(), tensor._version))
+        return tuple([(id(one), one.data_ptr(), one._version) for one in (self.weight, *self.others)])
 
 
 def cost(elements: int, *, auxiliaries: int = 1, bytes_per_element: int = 4, bytes_per_result: int = 2) -> Cost:
@@ -88,7 +93,7 @@ def _triton(pathways: Sequence[Pathway], results: Sequence[Tensor]) -> None:
 @dataclass
 class _Kept:
     result: Tensor
-    versions: tuple[int, ...]
+    versions: tuple[tuple[int, int, int], ...]
 
 
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -161,5 +166,4 @@ def effective_weight(pathway: Pathway, dtype: torch.dtype | None = None, *, pair
     With `paired`, the auxiliary weights and scales get no gradients here: adamw_(pathways=...) derives them from G, and
     neither memory nor time is spent on them.
     """
-    others = (*pathway.auxiliaries, *pathway.scales)
-    return _EffectiveWeight.apply(pathway, dtype or pathway.weight.dtype, paired, pathway.weight, *others)
+    return _EffectiveWeight.apply(pathway, dtype or pathway.weight.dtype, paired, pathway.weight, *pathway.others)
