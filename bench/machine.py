@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -152,10 +152,18 @@ class Neighbors:
         return time.perf_counter(), busy, sum(os.times()[:4])
 
 
+def command(words: Sequence[str]) -> list[str]:
+    """The command line of a process without the folders of this machine: python ..., or omnitrunk ..."""
+    program, *rest = words
+    if rest and Path(rest[0]).name == "omnitrunk":
+        return ["omnitrunk", *rest[1:]]
+    return ["python", *rest]
+
+
 def context(threads: int, neighbors: Neighbors) -> dict[str, object]:
     """What every row states besides its numbers: command, device, threads, versions, commit, and who disturbed."""
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": shlex.join(command(sys.orig_argv)),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads,

@@ -14,6 +14,20 @@ def test_every_row_says_where_it_comes_from():
     assert {"command", "device", "commit", "triton", "python", "cores_of_others"} <= set(context)
 
 
+def test_a_command_has_no_folders_of_the_machine():
+    assert machine.command(["/usr/bin/python3", "/home/me/.venv/bin/omnitrunk", "bench", "step"]) == [
+        "omnitrunk",
+        "bench",
+        "step",
+    ]
+    assert machine.command(["python3", "-m", "omnitrunk.engine", "bench"]) == [
+        "python",
+        "-m",
+        "omnitrunk.engine",
+        "bench",
+    ]
+
+
 def test_own_work_is_not_a_neighbors(monkeypatch):
     """Of three busy seconds in ten, this process and its children had two."""
     readings = iter([(0.0, 5.0, 1.0), (10.0, 8.0, 3.0)])
