@@ -154,10 +154,9 @@ class Neighbors:
 
 def command(words: Sequence[str]) -> list[str]:
     """The command line of a process without the folders of this machine: python ..., or omnitrunk ..."""
-    program, *rest = words
-    if rest and Path(rest[0]).name == "omnitrunk":
-        return ["omnitrunk", *rest[1:]]
-    return ["python", *rest]
+    if len(words) > 1 and Path(words[1]).name == "omnitrunk":
+        return ["omnitrunk", *words[2:]]
+    return ["python", *words[1:]]
 
 
 def context(threads: int, neighbors: Neighbors) -> dict[str, object]:
