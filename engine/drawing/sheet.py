@@ -50,7 +50,8 @@ def compose(panels: list[Panel], class_names: Sequence[str] = ()) -> Image:
     width = max(NARROWEST, 2 * MARGIN + sum(widths) + BLOCK_GAP * (len(panels) - 1))
     top = MARGIN + TITLE + CAPTION
     bottom = top + rows * (TILE + GAP)
-    sheet = Image.new("RGB", (width, bottom + _legend_lines(panels) * (SWATCH + 8) + MARGIN), PAPER)
+    names = _class_rows(panels, class_names, width - 2 * MARGIN)
+    sheet = Image.new("RGB", (width, bottom + (_legend_lines(panels) + len(names)) * (SWATCH + 8) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     left = MARGIN
     for panel, columns in zip(panels, tiles, strict=True):
@@ -62,7 +63,7 @@ def compose(panels: list[Panel], class_names: Sequence[str] = ()) -> Image:
                 sheet.paste(shown, (left, top + row * (TILE + GAP)))
             left += tile + GAP
         left += BLOCK_GAP - GAP
-    _legend(draw, panels, class_names, bottom + 8)
+    _legend(draw, panels, names, bottom + 8)
     return sheet
 
 
@@ -73,8 +74,24 @@ def _tile_width(pictures: np.ndarray) -> int:
 
 
 def _legend_lines(panels: list[Panel]) -> int:
-    wanted = zip(*((_masked(p), bool(p.classes), bool(p.scale)) for p in panels), strict=True)
+    """Lines of the legend, but for the classes."""
+    wanted = zip(*((_masked(p), bool(p.scale)) for p in panels), strict=True)
     return sum(map(any, wanted)) + len(_notes(panels))
+
+
+def _class_rows(panels: list[Panel], class_names: Sequence[str], width: int) -> list[dict[int, str]]:
+    """The classes that occur with their names, in as many lines as they need."""
+    rows: list[dict[int, str]] = []
+    left = 0.0
+    for identity in sorted(set().union(*(panel.classes for panel in panels))):
+        name = class_names[identity] if identity < len(class_names) else str(identity)
+        needed = 2 * SWATCH + _length(name, 13)
+        if not rows or left < needed:
+            rows.append({})
+            left = width - _length("classes", 13) - 10
+        rows[-1][identity] = name
+        left -= needed
+    return rows
 
 
 def _notes(panels: list[Panel]) -> list[str]:
@@ -85,7 +102,7 @@ def _masked(panel: Panel) -> bool:
     return "masked" in panel.pictures
 
 
-def _legend(draw: ImageDraw, panels: list[Panel], class_names: Sequence[str], y: int) -> None:
+def _legend(draw: ImageDraw, panels: list[Panel], names: list[dict[int, str]], y: int) -> None:
     """What the panels note, what grey means, the colors of the classes that occur, the scale of maps and clouds."""
     for note in _notes(panels):
         write(draw, MARGIN, y, note, 13)
@@ -93,12 +110,13 @@ def _legend(draw: ImageDraw, panels: list[Panel], class_names: Sequence[str], y:
     if any(map(_masked, panels)):
         write(draw, MARGIN, y, "grey or left out: masked; the prediction shows the input where it is visible", 13)
         y += SWATCH + 8
-    classes = sorted(set().union(*(panel.classes for panel in panels)))
-    if classes:
-        x = MARGIN + write(draw, MARGIN, y, "classes", 13) + 10
-        for identity, color in zip(classes, class_colors(classes[-1] + 1)[classes], strict=True):
-            draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=tuple(color.tolist()))
-            name = class_names[identity] if identity < len(class_names) else str(identity)
+    colors = class_colors(1 + max((identity for row in names for identity in row), default=0))
+    for number, row in enumerate(names):
+        x = MARGIN + round(_length("classes", 13)) + 10
+        if number == 0:
+            write(draw, MARGIN, y, "classes", 13)
+        for identity, name in row.items():
+            draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=tuple(colors[identity].tolist()))
             x += SWATCH + 4 + write(draw, x + SWATCH + 4, y, name, 13) + 12
         y += SWATCH + 8
     if scales := dict.fromkeys(panel.scale for panel in panels if panel.scale):
@@ -112,6 +130,12 @@ def write(draw: ImageDraw, x: int, y: int, words: str, size: int) -> int:
     """Put `words` on a picture, their top left at (x, y), and return their width."""
     from PIL import ImageFont
 
-    font = ImageFont.load_default(size)
-    draw.text((x, y), words, fill=INK, font=font)
-    return round(draw.textlength(words, font=font))
+    draw.text((x, y), words, fill=INK, font=ImageFont.load_default(size))
+    return round(_length(words, size))
+
+
+def _length(words: str, size: int) -> float:
+    """Width of `words` on a picture."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size).getlength(words)

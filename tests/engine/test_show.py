@@ -6,7 +6,7 @@ from PIL import Image
 
 from omnitrunk.engine.data import Batch
 from omnitrunk.engine.drawing.colors import class_colors, oklch_to_srgb, scale_colors
-from omnitrunk.engine.drawing.sheet import compose
+from omnitrunk.engine.drawing.sheet import Panel, compose
 from omnitrunk.engine.drawing.show import HIDDEN, draw_sheet, reconstruct
 from omnitrunk.models import MultiMAE
 from tests.engine.data_files import write_folder
@@ -119,3 +119,12 @@ def test_classes_keep_their_color_and_differ():
     assert np.array_equal(colors[:5], class_colors(5))
     apart = np.abs(colors[:, None].astype(int) - colors[None]).sum(axis=2) + 999 * np.eye(14, dtype=int)
     assert apart.min() > 30
+
+
+def test_names_of_many_classes_take_several_lines():
+    pictures = {"target": np.zeros((1, 8, 8, 3), np.uint8)}
+    names = [f"a class called {number}" for number in range(20)]
+    few, many = (compose([Panel(name="x", pictures=pictures, classes=tuple(range(n)))], names) for n in (2, 20))
+    assert many.width == few.width and many.height >= few.height + 4 * 24
+    right = np.asarray(many)[:, -10:]
+    assert (right == right[0, 0]).all(), "nothing is cut off at the edge"
