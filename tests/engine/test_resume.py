@@ -9,6 +9,7 @@ import numpy as np
 
 from omnitrunk.engine import checkpoint
 from omnitrunk.engine.train import train
+from tests.engine import omnivore_files
 from tests.engine.data_files import write_folder
 from tests.engine.tiny import log_of, needs_dali, tiny, weights_of, write_config
 
@@ -30,14 +31,38 @@ def test_a_run_killed_at_random_is_the_run_that_was_never_killed(tmp_path, seed)
     }
     whole, killed = tiny(tmp_path / "whole", **options), tiny(tmp_path / "killed", **options)
     assert train(whole) == 0
-    command = [sys.executable, "-m", "tests.engine.crashing", str(write_config(tmp_path / "k.toml", killed)), str(seed)]
+    train_killed(killed, tmp_path / "killed.toml", seed)
+    assert log_of(whole)[-1]["faulty_samples"] > 0
+    assert_equal_runs(killed, whole)
+
+
+@needs_dali
+def test_a_run_over_several_data_sets_is_as_safe(tmp_path, seed):
+    root = omnivore_files.scenes(tmp_path, seed)
+    options = {"run": {"seed": seed, "steps": 17}, "optimizer": {"ema_decay": 0.9}, "checkpoint": {"every": 4}}
+    mixture = {"sets": {"pictures": {}, "clips": {}, "views": {}}, "accumulate": {"clips": 2}}
+    whole, killed = (
+        omnivore_files.joint(tmp_path / name, root, mixture=mixture, log={"every": 3}, **options)
+        for name in ("whole", "killed")
+    )
+    assert train(whole) == 0
+    train_killed(killed, tmp_path / "killed.toml", seed)
+    assert_equal_runs(killed, whole)
+
+
+def train_killed(config, path, seed):
+    """Train a configuration, written to `path`, in a process that is killed again and again."""
+    command = [sys.executable, "-m", "tests.engine.crashing", str(write_config(path, config)), str(seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(os.environ.get("OMP_NUM_THREADS", 1))}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": killed") >= 3
+
+
+def assert_equal_runs(killed, whole):
+    """Log, weights, averages and the optimizer's state, to the last bit; nothing unfinished is left."""
     assert log_of(killed) == log_of(whole)
-    assert log_of(whole)[-1]["faulty_samples"] > 0
     assert weights_of(killed) == weights_of(whole)
     for name in ("ema", "optimizer"):
         files = [Path(config.run.folder) / "latest" / f"{name}.safetensors" for config in (killed, whole)]
