@@ -1,8 +1,8 @@
 """omnitrunk bench joint: is one model of several data sets as good as one for each? (Omnivore)
 
 Girdhar et al. 2022, table 2, at any size: a joint recipe is trained as it is, and each of its data sets alone, by a
-model of the same size with as many steps, batches and passes as the data set has in the joint run. Every training is a
-run of its own: a stopped experiment goes on where it was, and measures nothing twice.
+model of the same size, with as many samples of the data set, in steps as large as those of the joint run. Every
+training is a run of its own: a stopped experiment goes on where it was, and measures nothing twice.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def recipes(config: RunConfig, folder: Path, seed: int) -> Iterator[tuple[str, P
     """The joint recipe, and one for each of its data sets alone, as files."""
     steps = steps_of_each(config)
     for arm in (JOINT, *data_sets(config)):
-        values = as_dict(config) if arm == JOINT else alone(config, arm, steps[arm])
+        values = as_dict(config) if arm == JOINT else alone(config, arm, *steps[arm])
         values["run"] |= {"folder": str(folder / f"{arm}-{seed}"), "seed": seed}
         values["log"] |= {"tensorboard": False}
         path = folder / "recipes" / f"{arm}-{seed}.toml"
@@ -66,20 +66,26 @@ def recipes(config: RunConfig, folder: Path, seed: int) -> Iterator[tuple[str, P
         yield arm, path
 
 
-def steps_of_each(config: RunConfig) -> dict[str, int]:
-    """Data set -> its steps in the joint run, by the mean over an epoch."""
-    batches = {}
-    for name, one in data_sets(config).items():
+def steps_of_each(config: RunConfig) -> dict[str, tuple[int, int]]:
+    """Data set -> steps and their samples that show it as often as the joint run does, by the mean over an epoch."""
+    sets, counts = data_sets(config), {}
+    for name, one in sets.items():
         rows = len(open_index(one.data, one.data.train_split, one.modalities)) * one.data.copies
-        batches[name] = max(1, int(config.mixture.repeat.get(name, 1) * rows / one.data.batch))
-    longest = (max if config.mixture.batches == "mixed" else sum)(batches.values())
-    return {name: round(config.run.steps * count / longest) for name, count in batches.items()}
+        counts[name] = max(1, int(config.mixture.repeat.get(name, 1) * rows / one.data.batch))
+    mixed = config.mixture.batches == "mixed"
+    epoch = (max if mixed else sum)(counts.values())
+    together = round(sum(counts[name] * sets[name].data.batch for name in sets) / epoch)
+    found = {}
+    for name, one in sets.items():
+        batch = together if mixed else one.data.batch
+        found[name] = round(config.run.steps * counts[name] / epoch * one.data.batch / batch), batch
+    return found
 
 
-def alone(config: RunConfig, name: str, steps: int) -> dict[str, Any]:
+def alone(config: RunConfig, name: str, steps: int, batch: int) -> dict[str, Any]:
     """The joint recipe with one of its data sets."""
     values, one = as_dict(config), data_sets(config)[name]
-    values["data"], values["mixture"] = as_dict(one.data), {}
+    values["data"], values["mixture"] = as_dict(one.data) | {"batch": batch}, {}
     values["optimizer"]["accumulate"] = config.mixture.accumulate.get(name, config.optimizer.accumulate)
     for phase in ("warmup_steps", "cooldown_steps"):
         values["optimizer"][phase] = round(values["optimizer"][phase] * steps / config.run.steps)

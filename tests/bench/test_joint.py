@@ -50,8 +50,12 @@ def test_alone_a_data_set_has_the_steps_and_fields_that_it_has_in_the_mixture(re
     config = load(recipe)
     steps = joint.steps_of_each(config)
     # 38 scenes to train on: 4, 9 and 2 x 4.75 batches
-    assert steps == {"image": round(20 * 4 / 22), "video": round(20 * 9 / 22), "rgbd": round(20 * 9 / 22)}
-    video = read(joint.alone(config, "video", steps["video"]))
+    assert steps == {
+        "image": (round(20 * 4 / 22), 8),
+        "video": (round(20 * 9 / 22), 4),
+        "rgbd": (round(20 * 9 / 22), 8),
+    }
+    video = read(joint.alone(config, "video", *steps["video"]))
     assert (video.model.data_sets, video.model.head_dropout, video.model.rgb_drop) == (
         {"video": ("video",)},
         {"video": 0.5},
@@ -59,9 +63,19 @@ def test_alone_a_data_set_has_the_steps_and_fields_that_it_has_in_the_mixture(re
     )
     assert (video.data.batch, video.optimizer.accumulate, video.optimizer.warmup_steps) == (4, 2, 4)
     assert list(data_sets(video)) == ["video"] and not video.evaluate.retrieval
-    image = read(joint.alone(config, "image", steps["image"]))
-    assert image.data.crop_area == (0.5, 1.0) and image.run.steps == steps["image"] and not image.model.head_dropout
-    assert read(joint.alone(config, "rgbd", 8)).model.rgb_drop == 0.5
+    image = read(joint.alone(config, "image", *steps["image"]))
+    assert image.data.crop_area == (0.5, 1.0) and image.run.steps == 4 and not image.model.head_dropout
+    assert read(joint.alone(config, "rgbd", 8, 8)).model.rgb_drop == 0.5
+
+
+def test_alone_a_data_set_has_steps_as_large_as_mixed_ones(recipe):
+    config = load(recipe, ["--mixture.batches", "mixed"])
+    # nine steps an epoch, with 4 x 8, 9 x 4 and 9 x 8 samples
+    assert joint.steps_of_each(config) == {
+        "image": (round(20 * 4 * 8 / 9 / 16), 16),
+        "video": (round(20 * 4 / 16), 16),
+        "rgbd": (round(20 * 8 / 16), 16),
+    }
 
 
 def test_every_training_is_measured_once(recipe, monkeypatch, capsys):
@@ -85,6 +99,6 @@ def test_every_training_is_measured_once(recipe, monkeypatch, capsys):
 
 
 def test_a_recipe_of_one_data_set_is_refused(recipe, tmp_path):
-    (tmp_path / "one.toml").write_text(dump(read(joint.alone(load(recipe), "image", 4))))
+    (tmp_path / "one.toml").write_text(dump(read(joint.alone(load(recipe), "image", 4, 8))))
     with pytest.raises(ValueError, match="one data set alone"):
         joint.main([str(tmp_path), "--config", str(tmp_path / "one.toml"), "--json", str(tmp_path / "rows.jsonl")])
