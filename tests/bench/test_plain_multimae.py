@@ -19,6 +19,8 @@ from omnitrunk.bench.plain_multimae import PlainConfig, PlainMultiMAE, normalize
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "multimae"
 CASES = ("case_a", "case_b")
+NOT_RECORDED = {"case_a": {"pred.rgb"}, "case_b": {"pred.norm_rgb"}}
+"""Large predictions that the fixtures lack; the losses, which are compared as well, are made of them."""
 
 
 def fixture(name: str) -> dict[str, torch.Tensor]:
@@ -99,8 +101,9 @@ def test_every_stage_matches_the_published_code(case, attention):
     seen = record(model)
     model(*case_inputs(case))
     stages = {name for name in stored if name.split(".")[0] in ("tokens", "dec", "pred") or name.startswith("encoder")}
-    assert stages == set(seen)
-    for name, value in seen.items():
+    assert stages == set(seen) - NOT_RECORDED[case]
+    for name in stages:
+        value = seen[name]
         torch.testing.assert_close(value, stored[name].double(), rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
