@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,16 +122,16 @@ def build(config: RunConfig, world: World) -> Run:
 
 def open_loader(config: RunConfig, model: nn.Module, world: World, state: dict[str, Any]) -> Loader | JointLoader:
     """The batches of a run, from its start or from where the `state` of a checkpoint says that it was."""
-    sets = data_sets(config)
-    seen = state.get("samples_seen", 0)
-    if len(sets) == 1:
-        return _open_one(config, model, world, *sets.values(), seed=config.run.seed, samples_seen=seen)
-    loaders = {
-        name: _open_one(
-            config, model, world, one, seed=seed_of(config.run.seed, name), samples_seen=seen[name] if seen else 0
-        )
-        for name, one in sets.items()
-    }
+    sets, run_seed, seen = data_sets(config), config.run.seed, state.get("samples_seen", 0)
+    several, loaders = len(sets) > 1, {}
+    with ExitStack() as opened:  # what is open already is closed where another one cannot be opened
+        for name, one in sets.items():
+            seed, place = (seed_of(run_seed, name), seen[name] if seen else 0) if several else (run_seed, seen)
+            loaders[name] = opened.enter_context(_open_one(config, model, world, one, seed=seed, samples_seen=place))
+            check_head(config, one, loaders[name].labels)
+        opened.pop_all()
+    if not several:
+        return loaders.popitem()[1]
     passes = config.mixture.repeat
     batches = {
         name: max(1, int(passes.get(name, 1) * loader.rows_per_epoch / loader.batch))
@@ -152,7 +153,7 @@ def _open_one(
         parts=world.size * parts,
         dataset=named(config, one),
     )
-    loader = Loader(
+    return Loader(
         one.data,
         one.modalities,
         seed=seed,
@@ -163,8 +164,6 @@ def _open_one(
         make_plan=make_plan,
         micro_batches=parts,
     )
-    check_head(config, one, loader.labels)
-    return loader
 
 
 def make_model(config: RunConfig, *, fresh: bool, say: Callable[[str], None] = print) -> nn.Module:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from itertools import count
 from pathlib import Path
@@ -211,6 +212,7 @@ def test_a_label_outside_the_head_is_named_before_the_run_starts(tmp_path, seed)
     with pytest.raises(ValueError, match="labels up to 1, but the head of clips tells 1 classes apart"):
         build(config, ALONE)
     assert not (tmp_path / "run").exists()
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate()), "a loader was left open"
 
 
 @needs_dali
