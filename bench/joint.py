@@ -32,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load(options.config)
     if len(data_sets(config)) < 2:
         raise ValueError(f"{options.config} has one data set alone; give a recipe with a [mixture]")
-    settings = {"recipe": options.config.stem, "joint_steps": config.run.steps}
+    settings = {
+        "recipe": options.config.stem,
+        "joint_steps": config.run.steps,
+        "batches": config.mixture.batches,
+    }
     rows = measured(options.json, settings)
     done = {(row["arm"], row["seed"]) for row in rows}
     wanted = [
