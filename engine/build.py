@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from omnitrunk.engine import checkpoint, folder
 from omnitrunk.engine.config import RunConfig, as_dict
 from omnitrunk.engine.data import JointLoader, Loader, Order, seed_of
-from omnitrunk.engine.datasets import DataSet, check_head, data_sets, micro_batches, named
+from omnitrunk.engine.datasets import DataSet, check_head, data_sets, dataset_name, micro_batches
 from omnitrunk.engine.description import check_description
 from omnitrunk.engine.distributed import World
 from omnitrunk.engine.evaluate import check_evaluation
@@ -151,7 +151,7 @@ def _open_one(
         start=samples_seen,
         batch=one.data.batch,
         parts=world.size * parts,
-        dataset=named(config, one),
+        dataset=dataset_name(config, one),
     )
     return Loader(
         one.data,

@@ -59,7 +59,7 @@ def data_sets(config: RunConfig) -> dict[str, DataSet]:
     }
 
 
-def named(config: RunConfig, one: DataSet) -> str | None:
+def dataset_name(config: RunConfig, one: DataSet) -> str | None:
     """The name by which the model knows a data set; None where it knows none by name."""
     return one.name if getattr(config.model, "data_sets", None) else None
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from omnitrunk.engine.config import RunConfig
-from omnitrunk.engine.datasets import DataSet, data_sets, micro_batches, named
+from omnitrunk.engine.datasets import DataSet, data_sets, dataset_name, micro_batches
 from omnitrunk.models import ClassifierConfig, MultiMAEConfig, OmnivoreConfig, OmnivoreSegmenterConfig
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.masking.mask_plan import MaskPlan
@@ -72,7 +72,7 @@ def flop_per_sample(config: RunConfig, model: nn.Module, samples: Mapping[str, f
 def sample_plan(config: RunConfig, model: nn.Module, one: DataSet) -> Plan:
     """The plan of some samples of a data set."""
     positions = np.arange(SAMPLES, dtype=np.int64)
-    name = named(config, one)
+    name = dataset_name(config, one)
     return model.plan(config.run.seed, positions) if name is None else model.plan(config.run.seed, positions, name)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import count
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -101,11 +100,6 @@ class JointLoader:
         self._batches = self._in_order(step)
 
     @property
-    def dataset_size(self) -> int:
-        """Samples of all data sets."""
-        return sum(loader.dataset_size for loader in self.loaders.values())
-
-    @property
     def fingerprint(self) -> str:
         """Identifies the files of all data sets and their order."""
         parts = [f"{name} {loader.fingerprint}" for name, loader in self.loaders.items()]
@@ -147,7 +141,7 @@ class JointLoader:
     def __enter__(self) -> JointLoader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _in_order(self, start: int) -> Iterator[Batch]:

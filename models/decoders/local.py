@@ -19,8 +19,9 @@ from torch.nn import functional
 from omnitrunk.kernels.scatter_tokens import scatter_tokens
 from omnitrunk.kernels.window_attention import window_attention
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
+from omnitrunk.models.decoders.placed import PlacedDecoder
 from omnitrunk.models.layers.blocks import LayerNorm, Linear, Mlp, QkvLinear, take_rows
-from omnitrunk.models.masking.token_plan import TokenPlan, all_tokens, flat_rows
+from omnitrunk.models.masking.token_plan import TokenPlan, flat_rows
 
 WINDOW = 4
 """Tokens along each side of a window."""
@@ -33,7 +34,7 @@ LEAST_LENGTH = 1e-6
 """Of a query or a key; the release holds the product of both lengths at this or more."""
 
 
-class LocalDecoder(nn.Module):
+class LocalDecoder(PlacedDecoder):
     """Projection, mask tokens at their places, blocks of local attention, norm, linear output."""
 
     def __init__(self, config: AutoencoderConfig, grid: tuple[int, int], table: Tensor, values: int) -> None:
@@ -62,11 +63,6 @@ class LocalDecoder(nn.Module):
             x = block(x)
         rows = self.blocks[-1](x, wanted) if len(self.blocks) else take_rows(x, wanted)
         return self.out(self.norm(rows))
-
-    def everywhere(self, encoded: Tensor, sample: Mapping[str, Tensor], plan: TokenPlan) -> Tensor:
-        """Predictions (B, N, P) at all positions."""
-        patches = all_tokens(len(encoded), len(self.position), encoded.device)
-        return self(encoded, sample, plan, patches).unflatten(0, patches.shape)
 
     def flops(self, plan: TokenPlan) -> int:
         """Matrix arithmetic of `forward` on the masked patches of a batch."""

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from omnitrunk.kernels.linear import linear
 from omnitrunk.kernels.scatter_tokens import scatter_tokens
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
+from omnitrunk.models.decoders.placed import PlacedDecoder, places
 from omnitrunk.models.layers.blocks import LayerNorm, Linear
 from omnitrunk.models.layers.trunk import Trunk
-from omnitrunk.models.masking.token_plan import TokenPlan, all_tokens, flat_rows
+from omnitrunk.models.masking.token_plan import TokenPlan, flat_rows
 
 
-class ProjectDecoder(nn.Module):
+class ProjectDecoder(PlacedDecoder):
     """Mask tokens at their places, positions, projection, blocks, norm, linear output."""
 
     def __init__(self, config: AutoencoderConfig, table: Tensor, values: int) -> None:
@@ -41,32 +42,22 @@ class ProjectDecoder(nn.Module):
 
         Attention sees all places; what comes after the last attention is computed for the wanted ones only.
         """
-        wanted = flat_rows(plan.masked if patches is None else patches, _places(plan))
+        wanted = flat_rows(plan.masked if patches is None else patches, places(plan))
         restored = self._restore(encoded, plan)
         return self.out(self.blocks(restored, plan.decoder_drop_scale, rows=wanted, norm=self.norm))
 
-    def everywhere(self, encoded: Tensor, sample: Mapping[str, Tensor], plan: TokenPlan) -> Tensor:
-        """Predictions (B, N, P) at all positions."""
-        patches = all_tokens(len(encoded), _places(plan), encoded.device)
-        return self(encoded, sample, plan, patches).unflatten(0, patches.shape)
-
     def flops(self, plan: TokenPlan) -> int:
         """Matrix arithmetic of `forward` on the masked patches of a batch."""
-        (batch, visible), places = plan.keep.shape, _places(plan)
-        embed = 2 * (batch * visible + places + 1) * self.embed.weight.numel()
-        blocks = self.blocks.flops(batch, places, plan.masked.numel())
+        (batch, visible), total = plan.keep.shape, places(plan)
+        embed = 2 * (batch * visible + total + 1) * self.embed.weight.numel()
+        blocks = self.blocks.flops(batch, total, plan.masked.numel())
         return embed + blocks + 2 * plan.masked.numel() * self.out.weight.numel()
 
     def _restore(self, encoded: Tensor, plan: TokenPlan) -> Tensor:
         """Encoded (B, V, D) at their places among mask tokens, with positions, projected: (B, N, d)."""
-        batch, places = len(encoded), _places(plan)
+        batch, total = len(encoded), places(plan)
         weight, bias = self.embed.weight_and_bias()
-        table = linear(self.position[:places], weight, bias)
+        table = linear(self.position[:total], weight, bias)
         placed = linear(encoded, weight).flatten(0, 1) + table.index_select(0, plan.keep.flatten())
-        rows, fill = flat_rows(plan.keep, places), linear(self.mask_token[None], weight)[0]
-        return scatter_tokens(placed, rows, batch * places, fill=fill, table=table).unflatten(0, (batch, places))
-
-
-def _places(plan: TokenPlan) -> int:
-    """N, the tokens of a sample."""
-    return plan.keep.shape[1] + plan.masked.shape[1]
+        rows, fill = flat_rows(plan.keep, total), linear(self.mask_token[None], weight)[0]
+        return scatter_tokens(placed, rows, batch * total, fill=fill, table=table).unflatten(0, (batch, total))

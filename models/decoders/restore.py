@@ -14,12 +14,13 @@ from torch.nn import functional
 
 from omnitrunk.kernels.scatter_tokens import scatter_tokens
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
+from omnitrunk.models.decoders.placed import PlacedDecoder
 from omnitrunk.models.layers.blocks import LayerNorm, Linear
 from omnitrunk.models.layers.trunk import Trunk
-from omnitrunk.models.masking.token_plan import TokenPlan, all_tokens, flat_rows
+from omnitrunk.models.masking.token_plan import TokenPlan, flat_rows
 
 
-class RestoreDecoder(nn.Module):
+class RestoreDecoder(PlacedDecoder):
     """Projection, mask tokens at their places, blocks, norm, linear output."""
 
     def __init__(self, config: AutoencoderConfig, table: Tensor, values: int) -> None:
@@ -43,11 +44,6 @@ class RestoreDecoder(nn.Module):
         wanted = flat_rows(1 + (plan.masked if patches is None else patches), len(self.position))
         restored = self._restore(self.embed(encoded), plan.keep)
         return self.out(self.blocks(restored, plan.decoder_drop_scale, rows=wanted, norm=self.norm))
-
-    def everywhere(self, encoded: Tensor, sample: Mapping[str, Tensor], plan: TokenPlan) -> Tensor:
-        """Predictions (B, N, P) at all positions."""
-        patches = all_tokens(len(encoded), len(self.position) - 1, encoded.device)
-        return self(encoded, sample, plan, patches).unflatten(0, patches.shape)
 
     def flops(self, plan: TokenPlan) -> int:
         """Matrix arithmetic of `forward` on the masked patches of a batch."""
