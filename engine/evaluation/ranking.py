@@ -36,11 +36,11 @@ def average_precisions(similarity: Tensor, relevant: Tensor) -> Tensor:
     return (precision * hits).sum(dim=1) / hits.sum(dim=1)
 
 
-def chance_average_precision(relevant: np.ndarray, gallery: int) -> np.ndarray:
-    """float64 (Q,): the expected average precision of a random order, `relevant` int64 (Q,) samples of G.
+def chance_average_precision(relevant: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """float64 (Q,): the expected average precision of a random order, `relevant` of `gallery` samples, int64 (Q,) each.
 
     At place k the expected precision, given that a relevant sample is there, is (1 + (k - 1)(R - 1)/(G - 1)) / k.
     """
-    harmonic = (1 / np.arange(1, gallery + 1)).sum()
-    others = (relevant - 1) / max(gallery - 1, 1)
+    harmonic = np.cumsum(1 / np.arange(1, gallery.max() + 1))[gallery - 1]
+    others = (relevant - 1) / np.maximum(gallery - 1, 1)
     return (harmonic + others * (gallery - harmonic)) / gallery

@@ -2,7 +2,7 @@
 
 Girdhar et al. 2022, section 4.3. Nothing is trained for it, and no pair of modalities was ever shown to the model
 together, so what is found lies in the shared weights. Two things count as found: the same sample, which is known by its
-class and the name of its file without suffix; and a sample of the same class, the same sample included.
+class and the name of its file without suffix; and, that one left out, a sample of the same class.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def retrieve(config: RunConfig, model: nn.Module, device: torch.device, *, brief
     """ "PAIR/FIGURE" of each pair of evaluate.retrieval, and "PAIR/FIGURE/chance" of a random order; see `figures`.
 
     Unless it is `brief`, "PAIR/FIGURE/untrained" says what the same model finds at its random start: a clip and a
-    picture of one scene look alike to any network.
+    picture of one scene have the same colors, and look alike to any network.
     """
     models = {"": model}
     if not brief:
@@ -109,45 +109,49 @@ def figures(query: Side, gallery: Side, pair: str) -> dict[str, float]:
     """What is found of queries in a gallery; each figure is followed by that of a random order, "FIGURE/chance".
 
     Of the same sample recall@1, @5 and @10, and its mean rank, 1 being best, over the queries whose sample is in the
-    gallery; of the same class, class@1, how often the nearest is of it, and class mAP. Those of which there is nothing
-    in the gallery are left out; ValueError where that is all.
+    gallery; of the same class, class@1, how often the nearest other sample is of it, and class mAP of the others. Those
+    of which there is nothing in the gallery are left out; ValueError where that is all.
     """
-    own, (labels, others) = _places(query.samples, gallery.samples), _numbers(query.classes, gallery.classes)
-    same_class = np.bincount(others, minlength=labels.max() + 1)[labels]
-    paired, known = own >= 0, same_class > 0
+    own, (labels, theirs) = _places(query.samples, gallery.samples), _numbers(query.classes, gallery.classes)
+    paired = own >= 0
+    same_class, others = np.bincount(theirs, minlength=labels.max() + 1)[labels] - paired, len(theirs) - paired
+    known = same_class > 0
     if not paired.any() and not known.any():
         raise ValueError(
             f"evaluate.retrieval {pair}: the val splits share no sample and no class, so nothing can be found; "
             "use data sets with the same class names"
         )
-    rank, first, precision = _search(query.features, gallery.features, own, labels, others)
+    rank, first, precision = _search(query.features, gallery.features, own, labels, theirs)
     found = {}
     if paired.any():
-        found |= _sample_figures(rank[paired], len(others))
+        found |= _sample_figures(rank[paired], len(theirs))
     if known.any():
         found |= {
             "class@1": first[known].mean().item(),
-            "class@1/chance": (same_class[known] / len(others)).mean().item(),
+            "class@1/chance": (same_class[known] / others[known]).mean().item(),
             "class mAP": precision[known].mean().item(),
-            "class mAP/chance": chance_average_precision(same_class[known], len(others)).mean().item(),
+            "class mAP/chance": chance_average_precision(same_class[known], others[known]).mean().item(),
         }
     return found
 
 
 def _search(
-    query: Tensor, gallery: Tensor, own: np.ndarray, labels: np.ndarray, others: np.ndarray
+    query: Tensor, gallery: Tensor, own: np.ndarray, labels: np.ndarray, theirs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """float64 (Q,) each: rank of the own sample, whether the first is of the class, average precision of the class.
+    """float64 (Q,) each: rank of the own sample; of the others, if the first is of the class, and average precision.
 
-    They mean nothing where there is no own sample, or none of the class.
+    They mean nothing where there is no own sample, or no other of the class.
     """
-    columns, theirs = torch.from_numpy(own.clip(min=0)).to(query.device), torch.from_numpy(others).to(query.device)
-    classes = torch.from_numpy(labels).to(query.device)
+    places, classes, of_gallery = (torch.from_numpy(values).to(query.device) for values in (own, labels, theirs))
+    columns = torch.arange(len(gallery), device=query.device)
     blocks = []
     for rows in torch.arange(len(query), device=query.device).split(ROWS):
-        similarity, relevant = query[rows] @ gallery.T, classes[rows, None] == theirs
-        found = ranks(similarity, columns[rows]), first_hits(similarity, relevant)
-        blocks.append(torch.stack([*found, average_precisions(similarity, relevant)]))
+        similarity, itself = query[rows] @ gallery.T, places[rows, None] == columns
+        rank = ranks(similarity, places[rows].clamp(min=0))
+        relevant = (classes[rows, None] == of_gallery) & ~itself
+        similarity = similarity.masked_fill(itself, -torch.inf)
+        found = first_hits(similarity, relevant), average_precisions(similarity, relevant)
+        blocks.append(torch.stack([rank, *found]))
     return tuple(torch.cat(blocks, dim=1).cpu().numpy())
 
 
