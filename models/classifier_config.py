@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from omnitrunk.models.audiomae import AudioMAEConfig
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
 from omnitrunk.models.checks import check_least, check_mixing, check_rate
+from omnitrunk.models.field_types import check_values
 from omnitrunk.models.initialize import Rules, normal
 from omnitrunk.models.mae import MAEConfig
 from omnitrunk.models.parameter_groups import is_matrix
@@ -70,12 +71,9 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, each with one line that says what to change."""
-        if self.encoder.get("system") not in ENCODERS:
-            found = self.encoder.get("system")
+        if (found := self.encoder.get("system")) not in tuple(ENCODERS):
             raise ValueError(f"encoder.system = {found!r} is none of {', '.join(ENCODERS)}; choose one of them")
-        known = {item.name for item in fields(ENCODERS[self.encoder["system"]])}
-        if unknown := [name for name in self.encoder if name not in known]:
-            raise ValueError(f"encoder.{unknown[0]} is no field of {self.encoder['system']}; take it out")
+        check_values("encoder", ENCODERS[found], self.encoder)
         check_least(self, {"classes": 1})
         for name in ("drop_path", "label_smoothing", "erase", "drop_times", "drop_bands"):
             check_rate(name, getattr(self, name))

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnitrunk.models.checks import check_least, check_rate, pair
 from omnitrunk.models.initialize import NORMS, Rules, by_inputs, normal, zeros
@@ -34,6 +34,8 @@ RELEASED_SETS: dict[str, dict[str, Any]] = {
     "head_dropout": {"video": 0.5},
 }
 """What the released models know besides ImageNet-1K: Kinetics-400 and SUN RGB-D."""
+TAKEN = frozenset(dir(nn.ModuleDict()))
+"""What no head can be called, because the module that holds the heads has it already."""
 
 
 def _faint(name: str, parameters: dict[str, Tensor], generator: torch.Generator) -> Tensor:
@@ -119,6 +121,8 @@ class OmnivoreConfig(OmnivoreTraining):
                 raise ValueError(
                     f"the data set {name!r} with {classes} classes needs a Python name and 1 class or more"
                 )
+            if name in TAKEN:
+                raise ValueError(f"the data set {name!r} has a name that PyTorch's modules use themselves; rename it")
         for field_name in ("head_dropout", "erase"):
             for name, rate in getattr(self, field_name).items():
                 if name not in self.classes:
@@ -195,7 +199,11 @@ class OmnivoreConfig(OmnivoreTraining):
     @property
     def total_tokens(self) -> int:
         """Tokens of the first map, of the data set that has most."""
-        return max(prod(self.maps(name)[0]) for name in self.classes)
+        return max(map(self.visible, self.classes))
+
+    def visible(self, dataset: str) -> int:
+        """Tokens of the first map of a sample of a data set; all of them are seen."""
+        return prod(self.maps(dataset)[0])
 
     @property
     def keep(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from omnitrunk.models.checks import check_divides, check_least, check_rate
+from omnitrunk.models.field_types import check_values
 from omnitrunk.models.initialize import NORMS, Rules, normal, zeros
 from omnitrunk.models.modality import find_modality
 from omnitrunk.models.omnivore_config import OMNIVORE, OmnivoreConfig
@@ -67,9 +68,7 @@ class OmnivoreSegmenterConfig:
         """Refuse what cannot be built, each with one line that says what to change."""
         if (found := self.encoder.get("system")) != OmnivoreConfig.system:
             raise ValueError(f"encoder.system = {found!r} has no maps to segment; set it to {OmnivoreConfig.system!r}")
-        known = {item.name for item in fields(OmnivoreConfig)}
-        if unknown := [name for name in self.encoder if name not in known]:
-            raise ValueError(f"encoder.{unknown[0]} is no field of {OmnivoreConfig.system}; take it out")
+        check_values("encoder", OmnivoreConfig, self.encoder)
         check_least(self, {"classes": 1, "head_width": 1})
         check_rate("drop_path", self.drop_path)
         if not self.pools or min(self.pools) < 1:

@@ -6,7 +6,7 @@ is in `head`, so that checkpoints of the pre-training fit by name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from omnitrunk.models.checks import check_rate
 from omnitrunk.models.encoder import Encoder
+from omnitrunk.models.field_types import check_values
 from omnitrunk.models.initialize import NORMS, POINTMAE, Rules, by_inputs, normal
 from omnitrunk.models.layers.blocks import LayerNorm
 from omnitrunk.models.layers.drop_path import sample_drop_scale
@@ -52,9 +53,7 @@ class PointTuningConfig:
         """Refuse what cannot be built, each with one line that says what to change."""
         if (found := self.encoder.get("system")) != PointMAEConfig.system:
             raise ValueError(f"encoder.system = {found!r} is no encoder of points; set it to {PointMAEConfig.system!r}")
-        known = {item.name for item in fields(PointMAEConfig)}
-        if unknown := [name for name in self.encoder if name not in known]:
-            raise ValueError(f"encoder.{unknown[0]} is no field of {PointMAEConfig.system}; take it out")
+        check_values("encoder", PointMAEConfig, self.encoder)
         for name in ("drop_path", "dropout"):
             check_rate(name, getattr(self, name))
         _ = self.encoder_config

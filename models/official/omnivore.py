@@ -8,7 +8,7 @@ and as long in time: its tables of biases are resampled.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isqrt, prod
 
@@ -74,7 +74,13 @@ def layout(config: OmnivoreConfig) -> Iterator[Part | Derived]:
     for name, classes in config.classes.items():
         # A head with dropout is a sequence of two modules in the release.
         theirs = f"heads.{name}.1" if name in config.head_dropout else f"heads.{name}"
-        yield from linear(theirs, f"heads.{name}", classes, config.features)
+        head = linear(theirs, f"heads.{name}", classes, config.features)
+        yield from head if len(config.classes) > 1 else map(_nameless, head)
+
+
+def _nameless(part: Part) -> Part:
+    """The same, which a file of one head may also have without the data set's name, as that of EPIC-Kitchens has."""
+    return replace(part, alias=f"heads.1.{part.ours.rpartition('.')[2]}")
 
 
 def _stage(number: int, config: OmnivoreConfig) -> Iterator[Part | Derived]:

@@ -33,6 +33,8 @@ class Part:
     rows: tuple[int, ...]
     factors: tuple[int, ...]
     order: tuple[int, ...]
+    alias: str = ""
+    """Another official name that a file may have it under."""
 
     def accepts(self, shape: torch.Size) -> bool:
         """Whether an official tensor may have this shape."""

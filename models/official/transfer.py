@@ -50,6 +50,7 @@ def from_release(
     """
     account, everything = Account(), list(layout)
     origin = _origins(state, {name for part in everything if (name := _name(part, "official"))}, account)
+    origin = _without_aliases(origin, everything, account)
     kept, parts = _select(origin, everything, "official", allow, account, encoder_only=encoder_only)
     named = {name: state[origin[name]] for name in kept}
     named = _move_class_position(named, parts, account)
@@ -104,6 +105,14 @@ def _origins(keys: Iterable[str], expected: Collection[str], account: Account) -
     for (there, here), count in prefixes.items():
         account.notes.append(f"the prefix {there!r} of {count} keys was read as {here!r}")
     return origins
+
+
+def _without_aliases(origin: Mapping[str, str], layout: list[AnyPart], account: Account) -> dict[str, str]:
+    """The file's keys by the names that the layout knows them under first."""
+    known = {part.alias: part.official for part in layout if isinstance(part, Part) and part.official not in origin}
+    found = {alias: name for alias, name in known.items() if alias in origin}
+    account.notes.extend(f"{origin[alias]} was read as {name}" for alias, name in found.items())
+    return {found.get(name, name): key for name, key in origin.items()}
 
 
 def _select(

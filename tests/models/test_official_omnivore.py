@@ -125,6 +125,27 @@ def test_released_files_come_back_bit_by_bit(tmp_path, seed, capsys):
     Omnivore(config).load_state_dict(load_file(ours))
 
 
+@pytest.mark.parametrize("dropout", [{"kitchens": 0.5}, {}])
+def test_a_file_of_one_head_may_have_it_without_a_name(tmp_path, seed, capsys, dropout):
+    sets = {"image_sets": {}, "rgbd_sets": {}, "video_sets": {"kitchens": 9}}
+    config = small_omnivore(image_size=24, head_dropout=dropout, **sets)
+    model = Omnivore(config, seed).state_dict()
+    official = to_official(model, config)
+    assert f"heads.kitchens.{'1.' if dropout else ''}bias" in official, "written names are those of all files"
+    trunk = {key.removeprefix("trunk."): value for key, value in official.items() if key.startswith("trunk.")}
+    heads = {f"1.{name}": model[f"heads.kitchens.{name}"] for name in ("weight", "bias")}
+    torch.save({"trunk": trunk, "heads": heads}, tmp_path / "in.torch")
+    ours, sizes = tmp_path / "ours.safetensors", ["--config", str(recipe(tmp_path / "recipe.toml", config))]
+    words = ["convert", "omnivore", str(tmp_path / "in.torch"), str(ours)]
+    assert cli.main([*words, *sizes]) == cli.DONE
+    assert "note     heads.1.weight was read as heads.kitchens." in capsys.readouterr().out
+    found = load_file(ours)
+    assert found.keys() == model.keys() and all(torch.equal(found[name], value) for name, value in model.items())
+    both = recipe(tmp_path / "both.toml", small_omnivore(image_size=24, **sets | {"image_sets": {"image": 3}}))
+    assert cli.main([*words, "--config", str(both)]) == cli.BAD_USAGE
+    assert "lacks 'heads.image.weight'" in capsys.readouterr().err
+
+
 def test_a_model_of_other_data_sets_starts_from_the_trunk(tmp_path, seed, capsys):
     config = small_omnivore(image_size=24, rgbd_sets={})
     torch.save(Omnivore(config, seed).state_dict(), tmp_path / "first.pth")

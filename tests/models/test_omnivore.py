@@ -178,6 +178,8 @@ def test_stages_hand_on_maps_and_mistakes_are_one_line(seed):
         ({"video_sets": {"image": 3}}, "share a name"),
         ({"image_sets": {"in-1k": 3}}, "needs a Python name"),
         ({"image_sets": {"image": 0}}, "1 class or more"),
+        ({"image_sets": {"train": 3}}, "'train' has a name that PyTorch's modules use themselves; rename it"),
+        ({"video_sets": {"training": 3}}, "'training' has a name that PyTorch's modules use"),
         ({"head_dropout": {"pets": 0.5}}, "head_dropout names 'pets'"),
         ({"head_dropout": {"video": 1.0}}, r"head_dropout.video = 1.0 must lie in 0..1"),
         ({"drop_path": 1.0}, "drop_path = 1.0"),
