@@ -25,10 +25,11 @@ from omnitrunk.bench.plain_multimae import PlainMultiMAE, normalize
 from omnitrunk.bench.sizes import SIZES, Size, random_batch
 from omnitrunk.bench.step import ADAMW, SEED, engine_config
 from omnitrunk.engine import durable
+from omnitrunk.engine.adamw import AdamW
 from omnitrunk.engine.data import Batch
 from omnitrunk.engine.distributed import World
 from omnitrunk.engine.graphs import CapturedGradients
-from omnitrunk.engine.optimizer import AdamW, OptimizerConfig
+from omnitrunk.engine.optimizer import OptimizerConfig
 from omnitrunk.engine.step import autocast, compute_gradients, dry_step, train_step
 from omnitrunk.models import MultiMAE
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from omnitrunk.bench.trainings import Row, measured, run_recipe, threads_of
 from omnitrunk.engine import durable
 from omnitrunk.engine.config import RunConfig, as_dict, dump, load, read
 from omnitrunk.engine.data import open_index
-from omnitrunk.engine.datasets import data_sets
+from omnitrunk.engine.datasets import DataSet, batches_of_each, data_sets, micro_batches
+from omnitrunk.models import OmnivoreConfig
 
 JOINT = "joint"
 KINDS = ("image_sets", "video_sets", "rgbd_sets")
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, append a row for each training, print the table."""
     options = parser().parse_args(arguments)
     config = load(options.config)
+    if not isinstance(config.model, OmnivoreConfig):
+        raise ValueError(f"{options.config} is a recipe of {config.model.system}; give one of {OmnivoreConfig.system}")
     if len(data_sets(config)) < 2:
         raise ValueError(f"{options.config} has one data set alone; give a recipe with a [mixture]")
     settings = {
@@ -72,25 +76,33 @@ def recipes(config: RunConfig, folder: Path, seed: int) -> Iterator[tuple[str, P
 
 def steps_of_each(config: RunConfig) -> dict[str, tuple[int, int]]:
     """Data set -> steps and their samples that show it as often as the joint run does, by the mean over an epoch."""
-    sets, counts = data_sets(config), {}
-    for name, one in sets.items():
-        rows = len(open_index(one.data, one.data.train_split, one.modalities)) * one.data.copies
-        counts[name] = max(1, int(config.mixture.repeat.get(name, 1) * rows / one.data.batch))
+    sets = data_sets(config)
+    rows = {
+        name: len(open_index(one.data, one.data.train_split, one.modalities)) * one.data.copies
+        for name, one in sets.items()
+    }
+    counts = batches_of_each(config, rows)
     mixed = config.mixture.batches == "mixed"
     epoch = (max if mixed else sum)(counts.values())
-    together = round(sum(counts[name] * sets[name].data.batch for name in sets) / epoch)
+    together = sum(counts[name] * sets[name].data.batch for name in sets) / epoch
     found = {}
     for name, one in sets.items():
-        batch = together if mixed else one.data.batch
+        batch = _whole(config, one, together) if mixed else one.data.batch
         found[name] = round(config.run.steps * counts[name] / epoch * one.data.batch / batch), batch
     return found
+
+
+def _whole(config: RunConfig, one: DataSet, batch: float) -> int:
+    """The nearest batch of a data set that leaves copies, micro-batches and pairs that are mixed in one piece."""
+    unit = lcm(one.data.copies, micro_batches(config, one) * (2 if config.model.mixes else 1))
+    return max(1, round(batch / unit)) * unit
 
 
 def alone(config: RunConfig, name: str, steps: int, batch: int) -> dict[str, Any]:
     """The joint recipe with one of its data sets."""
     values, one = as_dict(config), data_sets(config)[name]
     values["data"], values["mixture"] = as_dict(one.data) | {"batch": batch}, {}
-    values["optimizer"]["accumulate"] = config.mixture.accumulate.get(name, config.optimizer.accumulate)
+    values["optimizer"]["accumulate"] = micro_batches(config, one)
     for phase in ("warmup_steps", "cooldown_steps"):
         values["optimizer"][phase] = round(values["optimizer"][phase] * steps / config.run.steps)
     for field in (*KINDS, "head_dropout", "erase"):

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from omnitrunk.bench import harness, machine, stopwatch
 from omnitrunk.bench.worker import Worker
+from omnitrunk.engine.adamw import AdamW
 from omnitrunk.engine.host_memory import keep_freed
-from omnitrunk.engine.optimizer import AdamW, OptimizerConfig
+from omnitrunk.engine.optimizer import OptimizerConfig
 from omnitrunk.engine.pairing import pair
 from omnitrunk.engine.stopwatch import Stopwatch
 from omnitrunk.models import Classifier, ClassifierConfig

@@ -24,7 +24,8 @@ from omnitrunk.bench.plain_layers import ATTENTIONS
 from omnitrunk.bench.plain_multimae import PlainConfig, PlainMultiMAE, normalize
 from omnitrunk.bench.sizes import SIZES, Size, random_batch
 from omnitrunk.bench.worker import Worker
-from omnitrunk.engine.optimizer import AdamW, OptimizerConfig
+from omnitrunk.engine.adamw import AdamW
+from omnitrunk.engine.optimizer import OptimizerConfig
 from omnitrunk.engine.stopwatch import Stopwatch
 from omnitrunk.kernels.adamw import cost as adamw_cost
 from omnitrunk.models import MultiMAE, MultiMAEConfig

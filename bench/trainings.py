@@ -12,7 +12,6 @@ from typing import Any
 
 from omnitrunk.engine import checkpoint
 from omnitrunk.engine.config import load
-from omnitrunk.engine.evaluate import FILE
 
 Row = dict[str, Any]
 
@@ -21,10 +20,8 @@ def run_recipe(path: Path, threads: int) -> tuple[Row, Row]:
     """Train a recipe, or go on with it: the scores of its evaluation, and the last line of its log."""
     folder = Path(load(path).run.folder)
     _omnitrunk(["train", str(path)], threads)
-    if not (checkpoint.find(folder) / FILE).exists():  # stopped between its last step and its evaluation
-        _omnitrunk(["eval", str(folder)], threads)
     *_, last = (folder / "log.jsonl").read_text().splitlines()
-    return json.loads((checkpoint.find(folder) / FILE).read_text()), json.loads(last)
+    return json.loads((checkpoint.find(folder) / checkpoint.SCORES).read_text()), json.loads(last)
 
 
 def measured(path: Path, settings: Mapping[str, object]) -> list[Row]:

@@ -13,15 +13,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from omnitrunk.engine import checkpoint, folder
+from omnitrunk.engine.adamw import AdamW
 from omnitrunk.engine.config import RunConfig, as_dict
 from omnitrunk.engine.data import JointLoader, Loader, Order, seed_of
-from omnitrunk.engine.datasets import DataSet, check_head, data_sets, dataset_name, micro_batches
+from omnitrunk.engine.datasets import DataSet, batches_of_each, check_head, data_sets, dataset_name, micro_batches
 from omnitrunk.engine.description import check_description
 from omnitrunk.engine.distributed import World
 from omnitrunk.engine.evaluate import check_evaluation
 from omnitrunk.engine.host_memory import keep_freed
 from omnitrunk.engine.meters import Meters
-from omnitrunk.engine.optimizer import AdamW, Optimizer
+from omnitrunk.engine.optimizer import Optimizer
 from omnitrunk.engine.pairing import derived_names, pair
 from omnitrunk.engine.pathways import attach
 from omnitrunk.engine.plans import plan_maker
@@ -84,39 +85,51 @@ def build(config: RunConfig, world: World) -> Run:
     state = _restore(config, model, optimizer, meters) if resumed else {}
     check_description(config)
     check_evaluation(config)
-    loader = open_loader(config, model, world, state)
-    _check_same_data(config, state, loader.fingerprint)
-    if not world.same_everywhere((as_dict(config), loader.fingerprint, state.get("samples_seen", 0))):
-        raise ValueError("the processes disagree on configuration, data or checkpoint: give all the same files")
-    world.on_main(lambda: folder.prepare(config))
-    network = model
-    if world.size > 1:
-        # What the optimizer derives has no gradient to exchange.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, derived_names(model))
-        network = DistributedDataParallel(
-            model,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=isinstance(loader, JointLoader),  # the heads of other data sets rest
+    with ExitStack() as opened:  # a loader that nobody closes makes the end of the process a crash
+        loader = opened.enter_context(open_loader(config, model, world, state))
+        _check_same_data(config, state, loader.fingerprint)
+        if not world.same_everywhere((as_dict(config), loader.fingerprint, state.get("samples_seen", 0))):
+            raise ValueError("the processes disagree on configuration, data or checkpoint: give all the same files")
+        world.on_main(lambda: folder.prepare(config))
+        run = Run(
+            config=config,
+            world=world,
+            model=model,
+            network=_shared(model, world, loader),
+            optimizer=optimizer,
+            learning_rates=_learning_rates(config),
+            meters=meters,
+            loader=loader,
+            start=state.get("step", 0),
         )
-    return Run(
-        config=config,
-        world=world,
-        model=model,
-        network=network,
-        optimizer=optimizer,
-        learning_rates=warmup_cosine(
-            config.optimizer.lr,
-            config.optimizer.min_lr,
-            config.run.steps,
-            config.optimizer.warmup_steps,
-            start=config.optimizer.warmup_lr,
-            cooldown=config.optimizer.cooldown_steps,
-            end=config.optimizer.final_lr,
-        ),
-        meters=meters,
-        loader=loader,
-        start=state.get("step", 0),
+        opened.pop_all()
+    return run
+
+
+def _shared(model: nn.Module, world: World, loader: Loader | JointLoader) -> nn.Module:
+    """The model, wrapped where several processes share the work."""
+    if world.size == 1:
+        return model
+    # What the optimizer derives has no gradient to exchange.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, derived_names(model))
+    return DistributedDataParallel(
+        model,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=isinstance(loader, JointLoader),  # the heads of other data sets rest
+    )
+
+
+def _learning_rates(config: RunConfig) -> np.ndarray:
+    """float64 (steps,)."""
+    return warmup_cosine(
+        config.optimizer.lr,
+        config.optimizer.min_lr,
+        config.run.steps,
+        config.optimizer.warmup_steps,
+        start=config.optimizer.warmup_lr,
+        cooldown=config.optimizer.cooldown_steps,
+        end=config.optimizer.final_lr,
     )
 
 
@@ -132,11 +145,7 @@ def open_loader(config: RunConfig, model: nn.Module, world: World, state: dict[s
         opened.pop_all()
     if not several:
         return loaders.popitem()[1]
-    passes = config.mixture.repeat
-    batches = {
-        name: max(1, int(passes.get(name, 1) * loader.rows_per_epoch / loader.batch))
-        for name, loader in loaders.items()
-    }
+    batches = batches_of_each(config, {name: loader.rows_per_epoch for name, loader in loaders.items()})
     order = Order(batches, config.run.seed, config.mixture.batches == "mixed")
     return JointLoader(loaders, order, step=state.get("step", 0))
 
@@ -198,7 +207,7 @@ def _restore(config: RunConfig, model: nn.Module, optimizer: Optimizer, meters: 
             "use another run.folder, or --run.overwrite true to start afresh"
         )
     load_model(newest, state, config, model)
-    optimizer.load_state_dict(checkpoint.read_tensors(newest, "optimizer"), checkpoint.read_tensors(newest, "ema"))
+    optimizer.load_state_dict(checkpoint.read_tensors(newest, "optimizer"), checkpoint.read_average(newest))
     meters.load(state["meters"])
     return state
 
@@ -212,10 +221,20 @@ def load_model(
     model.load_state_dict(weights)
 
 
-def _check_same_data(config: RunConfig, state: dict[str, Any], fingerprint: str) -> None:
-    if state and state["fingerprint"] != fingerprint:
+def _check_same_data(config: RunConfig, state: dict[str, Any], fingerprint: str | dict[str, str]) -> None:
+    """ValueError, naming what differs, where a checkpoint was made of other samples or in another order of them."""
+    if not state:
+        return
+    fix = "use another run.folder, or --run.overwrite true to start afresh"
+    sets, now = data_sets(config), config.mixture.batches
+    if len(sets) > 1 and (was := state["config"]["mixture"]["batches"]) != now:
         raise ValueError(
-            f"{config.run.folder} was trained on other data: fingerprint {state['fingerprint'][:12]}, but "
-            f"data.root = {config.data.root} has {fingerprint[:12]}; bring the data back, use another run.folder, "
-            "or --run.overwrite true to start afresh"
+            f'{config.run.folder} was trained with mixture.batches = "{was}", not "{now}": set it back, {fix}'
         )
+    for name, one in sets.items():
+        old, new = (given[name] if isinstance(given, dict) else given for given in (state["fingerprint"], fingerprint))
+        if old != new:
+            raise ValueError(
+                f"{config.run.folder} was trained on other data: fingerprint {old[:12]}, but {one.section}.root = "
+                f"{one.data.root} has {new[:12]}; bring the data back, {fix}"
+            )

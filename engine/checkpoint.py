@@ -21,12 +21,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnitrunk.engine import durable
+from omnitrunk.engine.messages import remedy
 
 COMPLETE = "COMPLETE"
 FOLDER = "checkpoints"
 LATEST = "latest"
+SCORES = "evaluation.json"
+"""What a full evaluation adds to a checkpoint."""
 STEP = f"step-{'[0-9]' * 8}"
 """Names of checkpoints; folders of other names, such as a copy somebody keeps, are left alone."""
+WRITTEN = (STEP, f".{STEP}{durable.ASIDE}")
+"""Names of all that saving may leave in the folder of checkpoints."""
+STATE = ("step", "samples_seen", "seed", "fingerprint", "meters", "config")
+"""What state.json must hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +56,12 @@ def save(run: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], state: 
     """Write the checkpoint of `step` in the run folder, delete all but the newest `keep`, and return its folder.
 
     `tensors`: file name without suffix -> tensors by name; `state` goes to state.json. OSError, in one line, when the
-    disk is full; nothing is left of the attempt then and older checkpoints are as they were.
+    disk does not take it; nothing is left of the attempt then and older checkpoints are as they were.
     """
     final = run / FOLDER / f"step-{step:08d}"
     temporary = durable.aside(final)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         for name, values in tensors.items():
             _write_tensors(temporary / f"{name}.safetensors", values)
         durable.write_text(temporary / "state.json", json.dumps(state, indent=1))
@@ -67,7 +74,7 @@ def save(run: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], state: 
         shutil.rmtree(final, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).removeprefix("Error while serializing: ")
         raise OSError(
-            f"cannot save checkpoint {final}: {reason}; make room and start again, the run resumes"
+            f"cannot save checkpoint {final}: {reason}; {remedy(error, run)} and start again, the run resumes"
         ) from error
     durable.point(run / LATEST, f"{FOLDER}/{final.name}")
     for old in complete(run)[:-keep]:
@@ -94,7 +101,7 @@ def remove(folder: Path) -> None:
 def clean(run: Path) -> None:
     """Delete what interrupted saves left behind, and let `latest` name the newest complete checkpoint."""
     folders = complete(run)
-    for pattern in (STEP, f".{STEP}{durable.ASIDE}"):
+    for pattern in WRITTEN:
         for leftover in set((run / FOLDER).glob(pattern)).difference(folders):
             shutil.rmtree(leftover)
     if folders:
@@ -114,24 +121,32 @@ def find(path: Path) -> Path:
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint. ValueError if it is damaged."""
     try:
-        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {folder} is damaged: state.json: {error}; delete it to use the one before"
-        ) from error
+        raise _damaged(folder, "state.json", error) from error
+    if lost := [name for name in STATE if not isinstance(state, dict) or name not in state]:
+        raise _damaged(folder, "state.json", f"there is no {lost[0]} in it")
+    return state
 
 
-def read_tensors(folder: Path, name: str, device: torch.device | str = "cpu") -> dict[str, Tensor] | None:
-    """The tensors of one file of a checkpoint, None if there is no such file. ValueError if it is damaged."""
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint, on the CPU. ValueError if it is damaged or not there."""
     path = folder / f"{name}.safetensors"
-    if not path.exists():
-        return None
     try:
-        return load_file(path, str(device))
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise _damaged(folder, path.name, "there is no such file") from error
     except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"checkpoint {folder} is damaged: {path.name}: {error}; delete it to use the one before"
-        ) from error
+        raise _damaged(folder, path.name, error) from error
+
+
+def read_average(folder: Path) -> dict[str, Tensor] | None:
+    """The averaged weights of a checkpoint, None where no average was kept. ValueError if they are damaged."""
+    return read_tensors(folder, "ema") if (folder / "ema.safetensors").exists() else None
+
+
+def _damaged(folder: Path, file: str, what: object) -> ValueError:
+    return ValueError(f"checkpoint {folder} is damaged: {file}: {what}; delete it to use the one before")
 
 
 def check_same_model(

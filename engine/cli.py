@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 """Exit codes, besides 75: stopped by a signal after a checkpoint."""
@@ -70,11 +71,13 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _show(options: argparse.Namespace, overrides: list[str]) -> int:
-    from omnitrunk.engine.drawing.show import draw_sheet
+    from omnitrunk.engine.drawing.show import check_picture, draw_sheet, rows_of
     from omnitrunk.engine.restore import restore
 
+    check_picture(options.output, options.samples)
     trained = restore(options.source, overrides)
-    draw_sheet(trained.config, trained.model, trained.device, samples=options.samples).save(options.output)
+    rows = rows_of(trained.config, options.samples)
+    draw_sheet(trained.config, trained.model, trained.device, samples=rows).save(options.output)
     print(f"written to {options.output}")
     return DONE
 
@@ -126,7 +129,8 @@ def _bench(options: argparse.Namespace, rest: list[str]) -> int:
     import importlib
 
     # The one place that looks up at bench/: measurements know all floors, and no floor needs them.
-    return importlib.import_module(f"omnitrunk.bench.{options.what}").main(rest)
+    measure = importlib.import_module(f"omnitrunk.bench.{options.what}").main
+    return measure(["--help"] if options.asks_help else rest)
 
 
 def _doctor(_options: argparse.Namespace, _overrides: list[str]) -> int:
@@ -159,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     show = _add(commands, "show", _show, "draw input | masked | prediction | target", overrides=True)
     show.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
     show.add_argument("-o", "--output", type=Path, required=True, metavar="F.png", help="picture to write")
-    show.add_argument("--samples", type=int, default=6, metavar="N", help="rows of the sheet (default 6)")
+    show.add_argument("--samples", type=int, metavar="N", help="rows of the sheet, up to 64 (default 6)")
     convert = _add(commands, "convert", _convert, "weights of releases and of timm to ours, and back", overrides=True)
     convert.add_argument("system", metavar="SYSTEM", help=_SYSTEMS)
     convert.add_argument("source", type=Path, metavar="IN", help="file; to the outside, also a run or a checkpoint")
@@ -181,22 +185,43 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("config", type=Path, metavar="CONFIG")
     check.add_argument("--gpus", type=int, default=1, metavar="N", help="devices that share a batch (default 1)")
     check.add_argument("--gpu", metavar="KIND", help="predict the speed on this kind, for example h200")
-    bench = _add(commands, "bench", _bench, "measure against peers and physics; kernels --help lists the options")
+    summary = "measure against peers and physics; kernels --help lists the options"
+    bench = _add(commands, "bench", _bench, summary, help_action=_HelpOfOne)
     bench.add_argument(
         "what",
         choices=("kernels", "step", "pathways", "pathway_step", "window_step", "joint", "gpu", "tune"),
         help="operations; steps (MultiMAE, joined, windows); the M2PT and Omnivore experiments; GPU checks; launches",
     )
-    bench.set_defaults(takes_overrides=True)
+    bench.set_defaults(takes_overrides=True, asks_help=False)
     _add(commands, "doctor", _doctor, "what is installed, and which backend every operation will use")
     return parser
 
 
+class _HelpOfOne(argparse._HelpAction):
+    """--help about all measurements, or, after the name of one, about that one's own options."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if namespace.what is None:
+            super().__call__(parser, namespace, values, option)
+        namespace.asks_help = True
+
+
 def _add(
-    commands: argparse._SubParsersAction, name: str, run: Command, summary: str, *, overrides: bool = False
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Command,
+    summary: str,
+    *,
+    overrides: bool = False,
+    help_action: str | type[argparse.Action] = "help",
 ) -> argparse.ArgumentParser:
     more = "Any field of the configuration can be overridden: --section.field VALUE." if overrides else None
-    parser = commands.add_parser(name, help=summary, description=summary, epilog=more, allow_abbrev=False)
+    parser = commands.add_parser(
+        name, help=summary, description=summary, epilog=more, allow_abbrev=False, add_help=False
+    )
     parser.set_defaults(run=run, takes_overrides=overrides)
+    parser.add_argument("-h", "--help", action=help_action, help="show this help message and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

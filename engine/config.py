@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import functools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,9 @@ from omnitrunk.engine.data import DataConfig, MixtureConfig
 from omnitrunk.engine.datasets import DataSet, data_sets
 from omnitrunk.engine.evaluate import EvaluateConfig
 from omnitrunk.engine.log import LogConfig
+from omnitrunk.engine.messages import one_line
 from omnitrunk.engine.optimizer import OptimizerConfig
+from omnitrunk.engine.overrides import with_data_sets
 from omnitrunk.engine.pathways import PathwaySection
 from omnitrunk.models import MultiMAEConfig, find_system
 from omnitrunk.models.autoencoder_config import AutoencoderConfig
@@ -100,9 +101,10 @@ class RunConfig:
     def _check_shapes(self, one: DataSet, described: Any) -> None:
         """ValueError unless the samples of a data set are as large as the model is made for."""
         if self.model.image_shape not in (None, (one.data.size, one.data.size)):
+            field = "image_size" if hasattr(self.model, "image_size") else "encoder.image_size"
             raise ValueError(
-                f"{one.section}.size = {one.data.size} gives square pictures, but model.image_size = "
-                f"{self.model.image_size}: set both to the same number"
+                f"{one.section}.size = {one.data.size} gives square pictures, but model.{field} is "
+                "{} x {}: set both to the same number".format(*self.model.image_shape)
             )
         if one.data.copies > 1 and getattr(self.model, "mixes", False):
             raise ValueError(
@@ -126,7 +128,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except OSError as error:
         raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{path} is not valid TOML: {_one_line(error)}") from error
+        raise ValueError(f"{path} is not valid TOML: {one_line(error)}") from error
     return read(values, overrides, where=f"{path}: ")
 
 
@@ -134,6 +136,7 @@ def read(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str
     """The configuration from nested dicts and overrides; `where` begins the message of an error in `values`."""
     from jsonargparse import ArgumentError
 
+    values, overrides = with_data_sets(values, overrides)
     kinds = section_kinds(_system(values, overrides))
     parser = _parser(kinds["model"])
     for name in _dotted(values):
@@ -141,14 +144,14 @@ def read(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str
     try:
         parsed = parser.parse_object(dict(values))
     except ArgumentError as error:
-        raise ValueError(where + _one_line(error)) from error
+        raise ValueError(where + one_line(error)) from error
     for word in overrides:
         if word.startswith("--"):
             _check_name(word[2:].partition("=")[0], kinds, "")
     try:
         parsed = parser.parse_args(list(overrides), namespace=parsed)
     except ArgumentError as error:
-        raise ValueError(_one_line(error)) from error
+        raise ValueError(one_line(error)) from error
     return RunConfig(**{name: _section(name, kind, parsed[name]) for name, kind in kinds.items()})
 
 
@@ -231,11 +234,3 @@ def _check_name(name: str, kinds: Mapping[str, type], where: str) -> None:
     elsewhere = [other for other in known if other.partition(".")[2] == name.rpartition(".")[2]]
     nearest = elsewhere or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     raise ValueError(f"{where}unknown field {name}; did you mean {nearest[0]}?")
-
-
-def _one_line(error: Exception) -> str:
-    """What jsonargparse says, without line breaks and Python's type notation."""
-    text = " ".join(str(error).split()).replace("typing.", "")
-    text = re.sub(r"<class '(\w+)'>", r"\1", text)
-    text = re.sub(r'^Parser key "([\w.]+)":', r"\1:", text)
-    return re.sub(r"Expected an? (.+?)\.? Got value: (.+)", r"expected \1, got \2", text)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from omnitrunk.models.official import m2pt, timm
 from omnitrunk.models.official.parts import Layout
 from omnitrunk.models.official.state_dicts import layout
 from omnitrunk.models.official.transfer import Account, from_release, to_release
-from omnitrunk.models.omnivore_config import RELEASED_SETS
+from omnitrunk.models.omnivore_config import RELEASED_SETS, OmnivoreConfig
 
 Target = Literal["omnitrunk", "official", "timm"]
 M2PT = "m2pt"
@@ -54,6 +54,7 @@ class Request:
 def convert(request: Request) -> str:
     """Convert a file; returns what to say about it. ValueError, in one line, where a key has no place."""
     weights = open_weights(request.source, request.weights)
+    _check_outputs(request, weights)
     config, sizes = _config(request, weights)
     model, encoder_only = _model(request, config)
     parts = _layout(request, weights, config, model)
@@ -86,8 +87,45 @@ def _config(request: Request, weights: Weights) -> tuple[RunConfig, str]:
         where = "the run" if request.source.is_dir() else "the file's metadata"
         return read(weights.config, request.overrides, where=f"{weights.path}: "), where
     name = "classifier" if request.system == M2PT else find_system(request.system).config.system
-    published = RELEASED_SETS if name == "omnivore" else {}
-    return read({"model": {"system": name, **published}}, request.overrides), f"the published {request.system}"
+    return read(_published(name, request.overrides), request.overrides), f"the published {request.system}"
+
+
+def _published(system: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of a configuration of the published sizes, with what those ask for in other sections."""
+    if system != "omnivore":
+        parts = getattr(find_system(system).config(), "parts", 0)
+        return {"model": {"system": system}, "data": {"parts": parts}}
+    model = {"system": system, **RELEASED_SETS}
+    return {"model": model, "mixture": {"sets": {name: {} for name in _data_sets(model, overrides)}}}
+
+
+def _data_sets(model: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """The data sets of an Omnivore, which overrides may change; none where those are mistakes, which others name."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(parser_mode="toml", exit_on_error=False, add_help=False)
+    parser.add_class_arguments(OmnivoreConfig, "model")
+    try:
+        parsed = parser.parse_args(list(_of_model(overrides)), namespace=parser.parse_object({"model": model}))
+    except ArgumentError:
+        return []
+    return [name for kind in ("image", "video", "rgbd") for name in parsed["model"][f"{kind}_sets"]]
+
+
+def _of_model(overrides: Sequence[str]) -> Iterator[str]:
+    """The words that are about the model."""
+    words = iter(overrides)
+    for word in words:
+        if word.startswith("--model."):
+            yield from (word,) if "=" in word else (word, next(words, ""))
+
+
+def _check_outputs(request: Request, weights: Weights) -> None:
+    """ValueError where a file to write is the one that is converted, or lies in the checkpoint that is."""
+    source = weights.path.resolve()
+    for output in filter(None, (request.output, request.report)):
+        if source in (output.resolve(), *output.resolve().parents):
+            raise ValueError(f"{output} would replace what is converted: give another name")
 
 
 def _model(request: Request, config: RunConfig) -> tuple[Any, bool]:

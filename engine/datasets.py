@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from omnitrunk.engine.data import DataConfig
+from omnitrunk.engine.messages import one_line
 from omnitrunk.models import ClassifierConfig, OmnivoreConfig, PointClassifierConfig
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ def micro_batches(config: RunConfig, one: DataSet) -> int:
     return config.mixture.accumulate.get(one.name, config.optimizer.accumulate)
 
 
+def batches_of_each(config: RunConfig, rows: Mapping[str, int]) -> dict[str, int]:
+    """Batches of each data set in an epoch of the run, at least one; `rows` are those of one pass over each."""
+    passes = config.mixture.repeat
+    return {
+        name: max(1, int(passes.get(name, 1) * rows[name] / one.data.batch)) for name, one in data_sets(config).items()
+    }
+
+
 def check_head(config: RunConfig, one: DataSet, labels: int) -> None:
     """ValueError where a data set has more labels than its head tells apart."""
     if not isinstance(config.model, (ClassifierConfig, PointClassifierConfig, OmnivoreConfig)):
@@ -95,6 +104,6 @@ def _changed(data: DataConfig, name: str, changes: Mapping[str, Any]) -> DataCon
     try:
         return DataConfig(**parser.parse_object(values).as_dict())
     except ArgumentError as error:
-        raise ValueError(f"mixture.sets.{name}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"mixture.sets.{name}: {one_line(error)}") from error
     except ValueError as error:
         raise ValueError(str(error).replace("data.", f"mixture.sets.{name}.", 1)) from error

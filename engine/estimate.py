@@ -63,10 +63,20 @@ def estimate(config: RunConfig, model: nn.Module, *, processes: int) -> Estimate
 
 def flop_per_sample(config: RunConfig, model: nn.Module, samples: Mapping[str, float] | None = None) -> float:
     """Forward and backward, the mean over data sets that have so many `samples` in a step; equally many if None."""
-    sets = data_sets(config)
-    weights = dict.fromkeys(sets, 1.0) if samples is None or len(sets) == 1 else samples
-    flops = {name: 3 * model.flops(sample_plan(config, model, one)) for name, one in sets.items()}
-    return sum(flops[name] * weights[name] for name in sets) / sum(weights.values())
+    flops = {name: 3 * model.flops(sample_plan(config, model, one)) for name, one in data_sets(config).items()}
+    return _mean(flops, samples)
+
+
+def tokens_per_sample(config: RunConfig, samples: Mapping[str, float]) -> float:
+    """Visible tokens, the mean over data sets that have so many `samples` in a step."""
+    named = bool(getattr(config.model, "data_sets", None))
+    tokens = {name: config.model.visible(name) if named else config.model.keep for name in data_sets(config)}
+    return _mean(tokens, samples)
+
+
+def _mean(values: Mapping[str, float], samples: Mapping[str, float] | None) -> float:
+    weights = dict.fromkeys(values, 1.0) if samples is None or len(values) == 1 else samples
+    return sum(value * weights[name] for name, value in values.items()) / sum(weights[name] for name in values)
 
 
 def sample_plan(config: RunConfig, model: nn.Module, one: DataSet) -> Plan:

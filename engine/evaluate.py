@@ -8,14 +8,17 @@ ones. Where evaluate.retrieval asks for it: are the nearest samples of another m
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from omnitrunk.engine import durable
-from omnitrunk.engine.data import Batch, open_index
+from omnitrunk.engine import checkpoint, durable
+from omnitrunk.engine.data import Batch, DataConfig, open_index
+from omnitrunk.engine.data.index import check_classes
+from omnitrunk.engine.data.loader import read_strides
 from omnitrunk.engine.datasets import data_sets
 from omnitrunk.engine.evaluation import retrieval
 from omnitrunk.engine.evaluation.answers import HEADED, accuracies, answers
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluateConfig", "briefly", "check_evaluation", "evaluate", "evaluate_briefly", "table", "write_scores"]
 
-FILE = "evaluation.json"
 NAMES = {
     "trained": "trained encoder",
     "random": "the same, untrained",
@@ -149,8 +151,8 @@ def write_scores(folder: Path, scores: dict[str, float], config: RunConfig) -> P
         record |= {"modality": probed_modality(config), "knn": probed, "neighbors": how.neighbors}
         record |= {"vote": how.vote, "pool": how.pool, "stage": how.stage}
     record |= {name: score for name, score in scores.items() if name not in SPACES}
-    durable.write_text(folder / FILE, json.dumps(record, indent=1) + "\n")
-    return folder / FILE
+    durable.write_text(folder / checkpoint.SCORES, json.dumps(record, indent=1) + "\n")
+    return folder / checkpoint.SCORES
 
 
 def check_evaluation(config: RunConfig) -> None:
@@ -169,7 +171,7 @@ def check_evaluation(config: RunConfig) -> None:
             needy = "evaluate.every" if config.evaluate.every else "log.images_every"
             raise ValueError(f'{needy} needs a data set: set data.source = "folder", or {needy} = 0')
     for data, modalities in wanted:
-        open_index(data, data.val_split, modalities)
+        _check_split(data, modalities)
     if _is_probed(config):
         data, modalities = wanted[-1]
         samples = len(open_index(data, data.train_split, modalities))
@@ -177,3 +179,9 @@ def check_evaluation(config: RunConfig) -> None:
             raise ValueError(
                 f"evaluate.neighbors = {config.evaluate.neighbors} is more than the {samples} training samples"
             )
+
+
+def _check_split(data: DataConfig, modalities: Sequence[str]) -> None:
+    """ValueError where evaluation could not open the val split, or would find other classes than in training."""
+    names = list(read_strides(modalities, data.size))
+    check_classes(data, open_index(data, data.val_split, names), data.val_split, names)

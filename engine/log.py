@@ -29,7 +29,7 @@ class LogConfig:
     every: int = 10
     """Steps between reports: console, log.jsonl, TensorBoard."""
     images_every: int = 0
-    """Steps between sheets of reconstructions in samples/ and TensorBoard; 0 draws one at the end."""
+    """Steps between sheets of reconstructions in samples/ and TensorBoard; 0 draws none."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
 
@@ -51,7 +51,8 @@ class RunLog:
         if is_main:
             self._bar = ProgressBar(steps)
             self._lines = JsonLines(folder / "log.jsonl", step)
-            self._evaluations = JsonLines(folder / "evaluation.jsonl", step)
+            # A run that ended within its last evaluation makes it again.
+            self._evaluations = JsonLines(folder / "evaluation.jsonl", step - (step == steps))
             self._board = _tensorboard(folder, step) if config.tensorboard else None
 
     def __enter__(self) -> RunLog:

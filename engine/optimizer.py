@@ -1,8 +1,4 @@
-"""The optimizer: its settings, what every kind of update has in common, and AdamW.
-
-AdamW works on plain lists of tensors, with the average of the weights (EMA) and the clip inside the same pass; the
-other kind is in engine.sgd.
-"""
+"""The optimizer: its settings, and what every kind of update has in common. The kinds: engine.adamw and engine.sgd."""
 
 from __future__ import annotations
 
@@ -14,10 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
-from omnitrunk.engine.pairing import PairedLayer
-from omnitrunk.kernels import adamw_
-from omnitrunk.kernels.adamw import Pathway
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +82,8 @@ class Optimizer(ABC):
     def update(self, lr: float) -> tuple[Tensor, Tensor]:
         """Apply the gradients in `.grad`: (norm before the clip, 1 where it was not finite and nothing changed).
 
-        Parameters without a gradient rest: neither they nor what is kept of them change, and they do not decay.
+        Parameters without a gradient rest: neither they nor what is kept of them change, and they do not decay. Only
+        their averages go on towards them.
         """
 
     @abstractmethod
@@ -131,66 +124,25 @@ class Optimizer(ABC):
         for name, parameter, value in zip(self.names, self.params, self.ema or [], strict=False):
             value.copy_(parameter.detach() if average is None else average[name])
 
+    def _average(self, places: Sequence[int], skipped: Tensor) -> None:
+        """Move the averages at some places towards the parameters, by nothing where the update was skipped."""
+        if not self.ema or not places:
+            return
+        averages = at(places, self.ema)
+        change = torch._foreach_sub([parameter.detach() for parameter in at(places, self.params)], averages)
+        torch._foreach_mul_(change, (1 - self._config.ema_decay) * skipped.logical_not().float())
+        torch._foreach_add_(averages, change)
+
     def _swap(self) -> None:
         for place, parameter in enumerate(self.params if self.ema else ()):
             parameter.data, self.ema[place] = self.ema[place], parameter.data
 
 
-class AdamW(Optimizer):
-    """The state of the optimizer: float32 moments, weight averages and a count of updates, all on the device."""
-
-    def __init__(
-        self, groups: Sequence[dict[str, Any]], config: OptimizerConfig, pathways: Sequence[PairedLayer] = ()
-    ) -> None:
-        """`groups` are those of Optimizer, `pathways` are what engine.pairing makes of joined layers."""
-        super().__init__(groups, config)
-        self._paired = list(pathways)
-        self._pathways = self._placed(self.params)
-        self._derived = {place for pathway in self._pathways for place in pathway.derived()}
-        self.exp_avg = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.params]
-        self.exp_avg_sq = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.params]
-        self.step = torch.zeros((), dtype=torch.float32, device=self.params[0].device)
-
-    def update(self, lr: float) -> tuple[Tensor, Tensor]:
-        """Apply the gradients in `.grad`: (norm before the clip, 1 where it was not finite and nothing changed).
-
-        Parameters without a gradient rest: neither they nor their moments and averages change, and they do not decay.
-        The count of updates is that of the run, so one that begins late starts with smaller steps, as in a warm-up.
-        """
-        moving = [place for place, param in enumerate(self.params) if param.grad is not None or place in self._derived]
-        params = at(moving, self.params)
-        result = adamw_(
-            [parameter.detach() for parameter in params],
-            [parameter.grad for parameter in params],
-            at(moving, self.exp_avg),
-            at(moving, self.exp_avg_sq),
-            self.step,
-            lr=lr,
-            betas=self._config.betas,
-            eps=self._config.eps,
-            weight_decay=at(moving, self._decays),
-            lr_scale=at(moving, self._lr_scales),
-            max_norm=self._config.clip or None,
-            emas=at(moving, self.ema) if self.ema else None,
-            ema_decay=self._config.ema_decay,
-            pathways=self._pathways if len(moving) == len(self.params) else self._placed(params),
-        )
-        for layer in self._paired:
-            layer.updated()
-        return result
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Moments under "exp_avg.NAME" and "exp_avg_sq.NAME", and "step"."""
-        moments = {f"exp_avg.{name}": value for name, value in zip(self.names, self.exp_avg, strict=True)}
-        squares = {f"exp_avg_sq.{name}": value for name, value in zip(self.names, self.exp_avg_sq, strict=True)}
-        return moments | squares | {"step": self.step}
-
-    def _placed(self, params: Sequence[nn.Parameter]) -> list[Pathway]:
-        """The pathways, with the places that their parameters have in a list."""
-        places = {id(parameter): place for place, parameter in enumerate(params)}
-        return [layer.placed(places) for layer in self._paired]
-
-
 def at(places: Sequence[int], values: Sequence[Any]) -> list[Any]:
     """The values at some places."""
     return [values[place] for place in places]
+
+
+def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients together, a tensor without dimensions on their device."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnitrunk.engine.optimizer import Optimizer, OptimizerConfig, at
+from omnitrunk.engine.optimizer import Optimizer, OptimizerConfig, at, gradient_norm
 from omnitrunk.kernels.adamw.rule import clip_factor
 
 
@@ -30,7 +30,7 @@ class SGD(Optimizer):
         """See Optimizer.update."""
         moving = [place for place, parameter in enumerate(self.params) if parameter.grad is not None]
         grads = [self.params[place].grad for place in moving]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norm = gradient_norm(grads)
         skipped = norm.isfinite().logical_not()
         if self._config.clip:
             grads = torch._foreach_mul(grads, clip_factor(norm, self._config.clip))
@@ -49,8 +49,7 @@ class SGD(Optimizer):
                 is_first_step=False,  # the sums begin at 0
                 found_inf=skipped.float(),
             )
-        if self.ema:
-            self._average(moving, skipped)
+        self._average(range(len(self.params)), skipped)
         return norm, skipped
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -63,9 +62,3 @@ class SGD(Optimizer):
         for place in moving:
             groups.setdefault((self._lr_scales[place], self._decays[place]), []).append(place)
         return groups
-
-    def _average(self, moving: Sequence[int], skipped: Tensor) -> None:
-        averages = at(moving, self.ema)
-        change = torch._foreach_sub(at(moving, self.params), averages)
-        torch._foreach_mul_(change, (1 - self._config.ema_decay) * skipped.logical_not().float())
-        torch._foreach_add_(averages, change)

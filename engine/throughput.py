@@ -15,7 +15,7 @@ class Throughput:
     """Rates between two log steps, over all processes."""
 
     def __init__(
-        self, *, samples: float, tokens: int, flop: float, devices: int, device: torch.device, precision: str
+        self, *, samples: float, tokens: float, flop: float, devices: int, device: torch.device, precision: str
     ) -> None:
         """A step takes `samples`; each has `tokens` visible tokens and costs `flop`, forward and backward."""
         self.watch = Stopwatch()

@@ -10,7 +10,7 @@ from omnitrunk.engine import folder
 from omnitrunk.engine.build import Run, build
 from omnitrunk.engine.config import RunConfig
 from omnitrunk.engine.distributed import Vote, world_of
-from omnitrunk.engine.estimate import flop_per_sample
+from omnitrunk.engine.estimate import flop_per_sample, tokens_per_sample
 from omnitrunk.engine.graphs import CapturedGradients
 from omnitrunk.engine.hooks import draw_samples, evaluate_fully, evaluate_trained
 from omnitrunk.engine.idle import without_effect
@@ -26,13 +26,13 @@ def train(config: RunConfig) -> int:
     """Run `config` to its last step, or resume it. Returns 0, or REQUEUE when a signal stopped it after a save."""
     with StopRequest() as stop, world_of(config.run.device) as world:
         if folder.is_finished(config):
-            world.say(f"{config.run.folder} is finished, {config.run.steps} steps; --run.overwrite true starts afresh")
+            world.say(folder.finished(config))
             return 0
         for warning in without_effect(config):
             world.say(f"warning: {warning}")
         run = build(config, world)
-        log = RunLog(run.folder, config.log, step=run.start, steps=config.run.steps, is_main=world.is_main)
-        with run.loader, log:
+        of_run = {"step": run.start, "steps": config.run.steps, "is_main": world.is_main}
+        with run.loader, RunLog(run.folder, config.log, **of_run) as log:
             return _loop(run, log, stop)
 
 
@@ -45,7 +45,7 @@ def _loop(run: Run, log: RunLog, stop: StopRequest) -> int:
     samples = run.loader.samples_per_step
     throughput = Throughput(
         samples=sum(samples.values()),
-        tokens=config.model.keep,
+        tokens=tokens_per_sample(config, samples),
         flop=flop_per_sample(config, run.model, samples),
         devices=world.size,
         device=world.device,

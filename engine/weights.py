@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omnitrunk.engine import checkpoint, durable
+from omnitrunk.engine.messages import remedy
 from omnitrunk.models.classifier import Classifier
 from omnitrunk.models.layers.offset_table import resized_offsets, square_side
 from omnitrunk.models.layers.window_block import WindowAttention
@@ -183,7 +184,8 @@ def write_weights(
         temporary.rename(path)
     except (OSError, SafetensorError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make room") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot write {path}: {reason}; {remedy(error, path.parent)}") from error
     durable.sync(path.parent)
 
 
@@ -200,7 +202,7 @@ def _plain(path: str | Path) -> dict[str, Tensor]:
 def _of_checkpoint(path: Path, kind: Kind) -> Weights:
     folder = checkpoint.find(path)
     state = checkpoint.read_state(folder)
-    averaged = None if kind == "model" else checkpoint.read_tensors(folder, "ema")
+    averaged = None if kind == "model" else checkpoint.read_average(folder)
     if kind == "ema" and averaged is None:
         raise ValueError(f"{folder} has no averaged weights: leave --weights out, or choose model")
     return Weights(

@@ -64,6 +64,8 @@ class DataConfig:
     frame_sampling: Literal["stride", "segments"] = "stride"
     """Video: stride takes every `frame_stride`-th frame; segments takes one out of each of `frames` equal parts of the
     video, at random in training, from their middle in evaluation."""
+    repeat_frames: bool = False
+    """Video: those of fewer frames than segments show some of them again, instead of counting as broken."""
     frame_stride: int = 4
     """Video: a clip takes every n-th frame of the video."""
     views: int = 1
@@ -167,8 +169,8 @@ class DataConfig:
 
     @property
     def least_frames(self) -> int:
-        """Frames below which a video cannot be used: one for each segment."""
-        return self.frames if self.frame_sampling == "segments" else 1
+        """Frames below which a video cannot be used: one for each segment that shows a frame of its own."""
+        return self.frames if self.frame_sampling == "segments" and not self.repeat_frames else 1
 
     def reads_intrinsics(self, modalities: Sequence[str]) -> bool:
         """Whether samples of these modalities come with the focal length of their camera."""
@@ -177,7 +179,7 @@ class DataConfig:
 
 MAPS = ("size", "crop_area", "flip", "randaugment", "randaugment_magnitude")
 PICTURES = (*MAPS, "color_jitter")
-CLIPS = ("frames", "frame_sampling", "frame_stride", "views", "crops")
+CLIPS = ("frames", "frame_sampling", "repeat_frames", "frame_stride", "views", "crops")
 CONVERSION = ("depth_unit", "depth_rotated", "depth_focal", "depth_baseline", "depth_norm")
 FIELDS = {
     "depth": (*MAPS, "depth_as", *CONVERSION),
@@ -223,8 +225,8 @@ def idle_fields(config: DataConfig, modalities: Sequence[str]) -> dict[str, str]
         idle |= {"randaugment_magnitude": "data.randaugment is 0"}
     if config.depth_as == "stored":
         idle |= dict.fromkeys(CONVERSION, 'data.depth_as is "stored"')
-    if config.frame_sampling == "segments":
-        idle |= {"frame_stride": 'data.frame_sampling is "segments"'}
+    other = "frame_stride" if config.frame_sampling == "segments" else "repeat_frames"
+    idle.setdefault(other, f'data.frame_sampling is "{config.frame_sampling}"')
     if config.source == "random":
         idle |= dict.fromkeys(FILES_ONLY, 'data.source = "random" reads no files')
     return idle

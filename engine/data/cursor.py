@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class Cursor:
                 f"data.batch to a multiple of ranks x data.copies = {self.world * self.copies}"
             )
         assert self.size > 0 and 0 <= self.rank < self.world and self.samples_seen >= 0
+        # Two epochs are what a batch can touch. Each cursor keeps its own: the data sets of a joint run take turns.
+        self._order = lru_cache(maxsize=2)(partial(epoch_order, self.size, self.seed))
 
     def take(self) -> np.ndarray:
         """The positions, int64 (batch / world,), of this rank's slice of the next global batch; moves on."""
@@ -63,11 +65,10 @@ class Cursor:
         samples = np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            samples[here] = epoch_order(self.size, self.seed, int(epoch))[places[here]]
+            samples[here] = self._order(int(epoch))[places[here]]
         return samples
 
 
-@lru_cache(maxsize=2)  # the two epochs that a batch can touch
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of range(size), int64, that depends on (size, seed, epoch) alone.
 

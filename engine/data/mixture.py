@@ -21,6 +21,9 @@ from omnitrunk.engine.data.cursor import epoch_order
 from omnitrunk.engine.data.loader import Loader
 from omnitrunk.kernels.philox import uniform_bits
 
+MOST_PASSES = 10_000
+"""Over one data set in an epoch: the order of an epoch is held in memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
@@ -39,8 +42,11 @@ class MixtureConfig:
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
         for name, passes in self.repeat.items():
-            if passes <= 0:
-                raise ValueError(f"mixture.repeat.{name} = {passes} must be above 0; take the data set out instead")
+            if not 0 < passes <= MOST_PASSES:
+                raise ValueError(
+                    f"mixture.repeat.{name} = {passes} must be above 0 and at most {MOST_PASSES:,}; take the data set "
+                    "out, or the others more seldom"
+                )
         for name, parts in self.accumulate.items():
             if parts < 1:
                 raise ValueError(f"mixture.accumulate.{name} = {parts} must be 1 or more")
@@ -100,10 +106,9 @@ class JointLoader:
         self._batches = self._in_order(step)
 
     @property
-    def fingerprint(self) -> str:
-        """Identifies the files of all data sets and their order."""
-        parts = [f"{name} {loader.fingerprint}" for name, loader in self.loaders.items()]
-        return "-".join([*parts, "mixed" if self._order.mixed else "separate"])
+    def fingerprint(self) -> dict[str, str]:
+        """Identifies the files of each data set."""
+        return {name: loader.fingerprint for name, loader in self.loaders.items()}
 
     @property
     def replaced(self) -> int:

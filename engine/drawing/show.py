@@ -7,6 +7,7 @@ Shapes: B batch, n patches of an output, p values of a patch and channel, C chan
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omnitrunk.engine.data import Batch, Loader
+from omnitrunk.engine.data import Batch, Loader, open_index
+from omnitrunk.engine.data.loader import read_strides
 from omnitrunk.engine.description import describe
 from omnitrunk.engine.drawing.clouds import cloud_panel, parts_panel
 from omnitrunk.engine.drawing.colors import class_colors, scale_colors
@@ -23,15 +25,18 @@ from omnitrunk.engine.drawing.neighbors import draw_neighbors
 from omnitrunk.engine.drawing.scales import draw_scales
 from omnitrunk.engine.drawing.sheet import Panel, compose
 from omnitrunk.engine.drawing.tiles import from_patches, to_patches
+from omnitrunk.engine.evaluation.samples import find_data
 from omnitrunk.engine.step import autocast
 from omnitrunk.models import (
     MODALITIES,
     Classifier,
+    ClassifierConfig,
     Modality,
     MultiMAEConfig,
     OmnivoreSegmenter,
     PartSegmenter,
     PointClassifier,
+    PointClassifierConfig,
 )
 from omnitrunk.models.masking.plan import Plan
 from omnitrunk.models.omnivore_segmenter import IGNORED
@@ -41,14 +46,53 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from omnitrunk.engine.config import RunConfig
+    from omnitrunk.engine.data import DataConfig
 
 HIDDEN = 128
 """Grey level of what the model does not see."""
 FRAMES = 3
 """Frames of a clip that are drawn side by side: the first, the last, and those in between."""
 
+ROWS, MOST_ROWS = 6, 64
+"""Samples on a sheet, where nothing is said and at most: more make a picture that few programs open."""
 
-def draw_sheet(config: RunConfig, model: nn.Module, device: torch.device, *, samples: int = 6) -> Image:
+
+def check_picture(path: Path, samples: int | None) -> None:
+    """ValueError, before any work, where a sheet of so many samples could not be drawn or written to `path`."""
+    from PIL import Image
+
+    if samples is not None and not 1 <= samples <= MOST_ROWS:
+        raise ValueError(f"--samples {samples} must lie in 1 to {MOST_ROWS}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} to: make it first")
+    try:
+        Image.new("RGB", (1, 1)).save(BytesIO(), Image.registered_extensions()[path.suffix.lower()])
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(f"{path} must end as pictures do, such as .png or .jpg") from error
+
+
+def rows_of(config: RunConfig, asked: int | None) -> int:
+    """Rows of a sheet: those asked for, else ROWS or as many as there are. ValueError where there are fewer."""
+    there, where = MOST_ROWS, ""
+    for data, modalities in _shown(config):
+        index = open_index(data, data.val_split, list(read_strides(modalities, data.size)))
+        there, where = min((there, where), (len(index), str(Path(data.root) / data.val_split)))
+    if asked is not None and asked > there:
+        raise ValueError(f"--samples {asked} is more than the {there} samples of {where}")
+    return asked or min(ROWS, there)
+
+
+def _shown(config: RunConfig) -> list[tuple[DataConfig, tuple[str, ...]]]:
+    """The data whose val split gives the rows of a sheet, and what is read of it; none where no samples are drawn."""
+    if not getattr(config.model, "drawn", True):
+        return [find_data(config, query) for query, _ in config.evaluate.pairs.values()]
+    silent = isinstance(config.model, (ClassifierConfig, PointClassifierConfig)) or config.data.source == "random"
+    return [] if silent else [(config.data, config.model.reads)]
+
+
+def draw_sheet(config: RunConfig, model: nn.Module, device: torch.device, *, samples: int = ROWS) -> Image:
     """A sheet of `samples` pictures of the val split, nearly uncropped, the same ones every time.
 
     A classifier reconstructs nothing: of it the scales of its pathways are drawn. ValueError where it has none. Of a

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from omnitrunk.engine.data import Batch, DataConfig, evaluation_batches
+from omnitrunk.engine.data import Batch, DataConfig, evaluation_batches, open_index
+from omnitrunk.engine.data.faults import Faults
+from omnitrunk.engine.data.loader import read_strides
+from omnitrunk.engine.data.source import SampleSource
 from omnitrunk.engine.datasets import data_sets
 
 if TYPE_CHECKING:
@@ -45,7 +49,7 @@ def collect(
     functions: Mapping[str, Callable[[Batch], Tensor]],
     device: torch.device,
 ) -> Pass:
-    """Apply functions of a batch to all samples of a split that can be read."""
+    """Apply functions of a batch to all samples of a split that can be read; ValueError where none can."""
     found: dict[str, list[Tensor]] = {name: [] for name in functions}
     labels, positions = [], []
     for batch in batches_of(data, split, modalities, device):
@@ -53,11 +57,24 @@ def collect(
         positions.append(batch.positions)
         for name, function in functions.items():
             found[name].append(function(batch))
+    if not labels:
+        raise ValueError(f"no sample of {Path(data.root) / split} can be read; {_first_fault(data, split, modalities)}")
     return Pass(
         values={name: torch.cat(values) for name, values in found.items()},
         labels=torch.cat(labels),
         positions=np.concatenate(positions),
     )
+
+
+def _first_fault(data: DataConfig, split: str, modalities: Sequence[str]) -> str:
+    """What is wrong with the first sample, as far as its bytes say without decoding them."""
+    index = open_index(data, split, list(read_strides(modalities, data.size)))
+    faults = Faults(bad_fraction=1.0)
+    with closing(
+        SampleSource(index, index.modalities, faults, seed=None, threads=1, least_frames=data.least_frames)
+    ) as source:
+        source.fetch(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+    return next((f"first: {path}: {why}" for path, why in faults.named.items()), "none decodes, see the warnings above")
 
 
 def batches_of(data: DataConfig, split: str, modalities: Sequence[str], device: torch.device) -> Iterator[Batch]:

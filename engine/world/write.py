@@ -111,9 +111,8 @@ def _holds(root: Path, description: dict[str, Any]) -> bool:
     if not isinstance(found, dict) or "format" not in found:
         raise ValueError(f"{root} exists and is not a world; choose a folder that is new or empty")
     if different := [key for key, value in description.items() if found.get(key) != value]:
-        raise ValueError(
-            f"{root} holds a world with another {', '.join(different)}; choose another folder or delete this one"
-        )
+        said = ", ".join("number of scenes" if key == "scenes" else key for key in different)
+        raise ValueError(f"{root} holds a world with another {said}; choose another folder or delete this one")
     return True
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from omnitrunk.bench import joint
 from omnitrunk.engine.config import dump, load, read
 from omnitrunk.engine.datasets import data_sets
+from omnitrunk.engine.plans import check_pairs
 from omnitrunk.engine.world import write_world
 
 
@@ -78,6 +81,22 @@ def test_alone_a_data_set_has_steps_as_large_as_mixed_ones(recipe):
     }
 
 
+@pytest.mark.parametrize(("mixup", "batch"), [(0.0, 11), (0.8, 12)])
+def test_alone_a_step_tears_neither_micro_batches_nor_pairs(recipe, mixup, batch):
+    config = load(recipe, ["--mixture.batches", "mixed", "--mixture.repeat", "{}", "--model.mixup", str(mixup)])
+    # nine steps an epoch, with 4 x 8, 9 x 4 and 4 x 8 samples: 11.1 in each; those of video are cut in two
+    steps = joint.steps_of_each(config)
+    assert steps == {
+        "image": (round(20 * 4 * 8 / 9 / batch), batch),
+        "video": (round(20 * 4 / 12), 12),
+        "rgbd": (round(20 * 4 * 8 / 9 / batch), batch),
+    }
+    for name, found in steps.items():
+        own = read(joint.alone(config, name, *found))
+        check_pairs(own.model, own.data.batch, own.optimizer.accumulate)
+        assert own.data.batch % own.optimizer.accumulate == 0
+
+
 def test_every_training_is_measured_once(recipe, monkeypatch, capsys):
     trained = []
 
@@ -96,6 +115,12 @@ def test_every_training_is_measured_once(recipe, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "| video | 50.5 ± 0.7 | 60.5 ± 0.7 | +10.0 ± 0.0 | 2 |" in printed
     assert "| depth->rgb/recall@1 | 10.0 | nan | 2.0 |" in printed
+
+
+def test_a_recipe_of_another_system_is_refused(tmp_path):
+    path = Path(__file__).parents[2] / "configs" / "omnimae_b.toml"
+    with pytest.raises(ValueError, match=r"omnimae_b\.toml is a recipe of omnimae; give one of omnivore$"):
+        joint.main([str(tmp_path), "--config", str(path), "--json", str(tmp_path / "rows.jsonl")])
 
 
 def test_a_recipe_of_one_data_set_is_refused(recipe, tmp_path):

@@ -19,17 +19,21 @@ def some_tensors(seed):
     return {"model": {"a.weight": torch.randn(3, 5, generator=generator), "b": torch.randn(7, generator=generator)}}
 
 
+def some_state(step):
+    return {"step": step, "samples_seen": 8 * step, "seed": 0, "fingerprint": "f", "meters": {}, "config": {}}
+
+
 def save(run, step, seed=0, keep=2):
-    return checkpoint.save(run, step, some_tensors(seed + step), {"step": step}, keep)
+    return checkpoint.save(run, step, some_tensors(seed + step), some_state(step), keep)
 
 
 def test_what_is_saved_is_read_back(tmp_path, seed):
     folder = save(tmp_path, 12, seed)
     assert checkpoint.find(tmp_path) == folder and checkpoint.find(folder) == folder
-    assert checkpoint.read_state(folder) == {"step": 12}
+    assert checkpoint.read_state(folder) == some_state(12)
     for name, tensor in some_tensors(seed + 12)["model"].items():
         assert torch.equal(checkpoint.read_tensors(folder, "model")[name], tensor)
-    assert checkpoint.read_tensors(folder, "ema") is None
+    assert checkpoint.read_average(folder) is None
 
 
 def test_the_newest_stay_and_latest_follows(tmp_path):
@@ -111,6 +115,27 @@ def test_damage_is_named(tmp_path):
     (folder / "state.json").write_text("{")
     with pytest.raises(ValueError, match=r"is damaged: state\.json"):
         checkpoint.read_state(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"is damaged: model\.safetensors: there is no such file; delete it to"):
+        checkpoint.read_tensors(folder, "model")
+
+
+@pytest.mark.parametrize(("text", "lost"), [("{}", "step"), ("[]", "step"), ('{"step": 5, "samples_seen": 9}', "seed")])
+def test_a_state_that_lacks_something_is_damaged(tmp_path, text, lost):
+    folder = save(tmp_path, 5)
+    (folder / "state.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"is damaged: state\.json: there is no {lost} in it; delete it to use"):
+        checkpoint.read_state(folder)
+
+
+def test_a_folder_without_permission_is_told_apart_from_a_full_disk(tmp_path, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(OSError, match=r"Permission denied; check the permissions of .* and start again") as error:
+        save(tmp_path, 9)
+    assert "make room" not in str(error.value)
 
 
 def test_no_checkpoint_is_named(tmp_path):

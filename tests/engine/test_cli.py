@@ -58,6 +58,40 @@ def test_check_and_world_and_doctor(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["bench", "--help"], "usage: omnitrunk bench [-h] [--debug]"),
+        (["bench", "-h", "step"], "usage: omnitrunk bench [-h] [--debug]"),
+        (["bench", "step", "--help"], "usage: omnitrunk bench step [-h]"),
+        (["bench", "--debug", "step", "-h"], "usage: omnitrunk bench step [-h]"),
+    ],
+)
+def test_help_about_a_measurement_is_its_own(capsys, words, usage):
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    assert left.value.code == 0 and capsys.readouterr().out.startswith(usage)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", "s.png", "--samples", "0"], "--samples 0 must lie in 1 to 64"),
+        (["-o", "s.png", "--samples", "-3"], "--samples -3 must lie in 1 to 64"),
+        (["-o", "s.png", "--samples", "100000"], "--samples 100000 must lie in 1 to 64"),
+        (["-o", "s"], "s must end as pictures do, such as .png or .jpg"),
+        (["-o", "s.toml"], "s.toml must end as pictures do, such as .png or .jpg"),
+        (["-o", "."], ". is a folder: name a file in it"),
+        (["-o", "no/s.png"], "there is no folder no to write s.png to: make it first"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("omnitrunk.engine.restore.restore", lambda *_: pytest.fail("the model was restored"))
+    assert cli.main(["show", "run", *words]) == cli.BAD_USAGE
+    assert capsys.readouterr().err == f"omnitrunk: error: {said}\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["train", "nothing.toml"], 2, "cannot read the configuration nothing.toml"),

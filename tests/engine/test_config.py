@@ -60,14 +60,19 @@ def test_overrides_win(tmp_path):
         ("[model]\nseed = 3", [], "unknown field model.seed; did you mean run.seed?"),
         ("steps = 3", [], "unknown field steps; did you mean run.steps?"),
         ("", ["--data.bach", "3"], "unknown field data.bach; did you mean data.batch?"),
-        ("[run]\nsteps = 'many'", [], "run.steps: expected int, got many"),
-        ("[run]\nsteps = 1.5", [], "run.steps: expected int, got 1.5"),
-        ("", ["--run.precision", "fp8"], "run.precision: expected Literal['fp32', 'bf16'], got fp8"),
+        ("[run]\nsteps = 'many'", [], "run.steps: expected a whole number, got many"),
+        ("[run]\nsteps = 1.5", [], "run.steps: expected a whole number, got 1.5"),
+        ("", ["--run.precision", "fp8"], "run.precision: expected one of fp32, bf16, got fp8"),
         ("[run", [], "is not valid TOML"),
         ("[run]\nsteps = 0", [], "run.steps = 0"),
         ("[model]\nkeep = 589", [], "model: keep = 589 must lie in 1..588"),
         ("[model]\nimage_size = 225", [], "model: image_size = (225, 225) does not divide"),
-        ("[data]\nsize = 64", [], "data.size = 64 gives square pictures, but model.image_size = 224"),
+        ("[data]\nsize = 64", [], "data.size = 64 gives square pictures, but model.image_size is 224 x 224"),
+        (
+            '[model]\nsystem = "classifier"',
+            ["--data.size", "96"],
+            "but model.encoder.image_size is 224 x 224: set both",
+        ),
         ("[run]\nsteps = 5\n[optimizer]\nwarmup_steps = 6", [], "warmup_steps = 6 is longer than run.steps = 5"),
         ("[optimizer]\nlr = -1.0", [], "optimizer.min_lr = 0.0 must lie between 0 and a positive lr"),
     ],
@@ -143,3 +148,24 @@ def test_a_field_of_another_system_is_refused():
         read({"model": {"system": "mae", "keep": 3}})
     with pytest.raises(ValueError, match=r"unknown system 'maee'; did you mean 'mae'"):
         read({}, ["--model.system=maee"])
+
+
+def test_a_field_of_a_data_set_is_overridden_alone(tmp_path):
+    path = tmp_path / "run.toml"
+    text = (
+        '[mixture.sets.image]\nbatch = 4\n[mixture.sets.rgbd]\nroot = "a"\ndepth_as = "disparity"\ndepth_unit = 0.001\n'
+    )
+    path.write_text('[model]\nsystem = "omnivore"\nrgbd_sets = { rgbd = 3 }\n' + text)
+    words = [
+        "--mixture.sets.rgbd.root",
+        "b c",
+        "--mixture.sets.image.batch=8",
+        "--mixture.sets.image.crop_area",
+        "[0.5, 1]",
+    ]
+    config = load(path, [*words, "--run.seed", "3"])
+    expected = {"root": "b c", "depth_as": "disparity", "depth_unit": 0.001}
+    assert config.mixture.sets == {"image": {"batch": 8, "crop_area": [0.5, 1]}, "rgbd": expected}
+    assert config.run.seed == 3
+    with pytest.raises(ValueError, match=r"--mixture\.sets\.rgbd\.root needs a value"):
+        load(path, ["--mixture.sets.rgbd.root"])

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omnitrunk.engine import cli
+from omnitrunk.engine import cli, convert
+from omnitrunk.engine.convert import Request
+from omnitrunk.engine.datasets import data_sets
 from omnitrunk.engine.restore import restore
 from omnitrunk.engine.train import train
-from omnitrunk.engine.weights import open_weights, read_weights
+from omnitrunk.engine.weights import Weights, open_weights, read_weights
 from omnitrunk.models.modality import IMAGENET_MEAN, IMAGENET_STD
 from omnitrunk.models.official import timm
 from omnitrunk.models.official.state_dicts import layout
@@ -219,14 +224,56 @@ def test_mistakes_are_one_line(runs, arguments, message, tmp_path, monkeypatch, 
     assert message in said and said.count("\n") == 1, said
 
 
+@pytest.mark.parametrize(
+    ("system", "overrides", "heads"),
+    [
+        ("omnivore", (), {"image": 1000, "video": 400, "rgbd": 19}),
+        ("omnivore", ("--run.seed", "3", "--model.rgbd_sets.rgbd", "37"), {"image": 1000, "video": 400, "rgbd": 37}),
+        ("omnivore", ("--model.rgbd_sets={}", "--model.video_sets", '{"video": 9}'), {"image": 1000, "video": 9}),
+        ("part_segmenter", (), None),
+    ],
+)
+def test_a_released_file_alone_has_the_published_sizes(system, overrides, heads):
+    request = Request(system=system, source=Path("f.pth"), output=Path("o.pth"), overrides=overrides)
+    config, sizes = convert._config(request, Weights(path=Path("f.pth"), tensors={}, origin="torch file"))
+    assert sizes == f"the published {system}" and config.model.system == system
+    if heads:
+        assert config.model.classes == heads and list(data_sets(config)) == list(heads)
+
+
+@pytest.mark.parametrize("output", ["in.pth", "./in.pth", "link.pth"])
+def test_what_is_converted_is_never_replaced(output, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"a": torch.ones(1)}}, "in.pth")
+    (tmp_path / "link.pth").symlink_to("in.pth")
+    before = (tmp_path / "in.pth").read_bytes()
+    for words in ([output], ["o.pth", "--report", output]):
+        assert cli.main(["convert", "mae", "in.pth", *words]) == cli.BAD_USAGE
+        said = f"{Path(output)} would replace what is converted: give another name"
+        assert capsys.readouterr().err == f"omnitrunk: error: {said}\n"
+    assert (tmp_path / "in.pth").read_bytes() == before
+
+
+def test_no_file_is_written_into_the_checkpoint_that_is_converted(runs, capsys):
+    inside = runs / "mae" / "latest" / "model.safetensors"
+    assert cli.main(["convert", "mae", str(runs / "mae"), str(inside), "--to", "official"]) == cli.BAD_USAGE
+    assert "would replace what is converted" in capsys.readouterr().err
+
+
 def test_what_was_there_stays_when_writing_fails(runs, tmp_path, monkeypatch, capsys):
     output = tmp_path / "o.safetensors"
     output.write_text("older")
 
-    def full(*_arguments):
-        raise OSError(28, "No space left on device")
+    def fail(number):
+        def write(*_arguments):
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("omnitrunk.engine.weights.save_file", full)
-    assert cli.main(["convert", "mae", str(runs / "mae"), str(output), "--to", "official"]) == cli.FAILED
-    assert "cannot write" in capsys.readouterr().err
+        return write
+
+    fixes = {errno.ENOSPC: "No space left on device; make room", errno.EACCES: "denied; check the permissions of"}
+    for number, said in fixes.items():
+        monkeypatch.setattr("omnitrunk.engine.weights.save_file", fail(number))
+        assert cli.main(["convert", "mae", str(runs / "mae"), str(output), "--to", "official"]) == cli.FAILED
+        found = capsys.readouterr().err
+        assert f"cannot write {output}: " in found and said in found
     assert output.read_text() == "older" and list(tmp_path.iterdir()) == [output]

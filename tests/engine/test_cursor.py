@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from omnitrunk.engine.data.cursor import Cursor, epoch_order
+from omnitrunk.kernels.philox import uniform_bits
 
 
 def draw(cursor, steps):
@@ -40,6 +41,21 @@ def test_one_integer_resumes_the_order_on_another_number_of_ranks(seed):
     begun = draw(first, 4)
     rest = [draw(Cursor(23, seed, 8, rank, 2, first.samples_seen), 6).reshape(6, 4) for rank in range(2)]
     assert np.array_equal(np.concatenate([begun, np.concatenate(rest, axis=1).ravel()]), whole)
+
+
+def test_data_sets_that_take_turns_draw_each_order_once(seed, monkeypatch):
+    drawn = []
+
+    def draw_and_note(seed, purpose, epochs, count):
+        drawn.extend(epochs)
+        return uniform_bits(seed, purpose, epochs, count)
+
+    monkeypatch.setattr("omnitrunk.engine.data.cursor.uniform_bits", draw_and_note)
+    cursors = [Cursor(size, seed, 10) for size in (25, 35, 45)]
+    for _ in range(4):
+        for one in cursors:
+            one.samples_at(one.take())
+    assert sorted(drawn) == [0, 0, 0, 1, 1]  # 40 samples are two epochs of all but the last
 
 
 def test_epochs_and_seeds_have_orders_of_their_own(seed):

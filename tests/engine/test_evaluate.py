@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from omnitrunk.engine.data import Batch, evaluation_batches
 from omnitrunk.engine.evaluate import EvaluateConfig, check_evaluation, evaluate, table, write_scores
 from omnitrunk.engine.evaluation.features import model_features, raw_features
 from omnitrunk.engine.evaluation.probe import probe
+from omnitrunk.engine.evaluation.samples import collect
 from omnitrunk.models import MAEConfig, MaskedAutoencoder, MultiMAE
 from tests.engine.data_files import encode, write_folder
 from tests.engine.tiny import needs_dali, tiny
@@ -102,11 +104,31 @@ def test_another_classes_folder_in_val_is_refused(colors):
         probe(replace(colors), {"raw": raw_features(("rgb",))}, CPU)
 
 
+def test_a_class_that_val_lacks_is_refused_before_the_run_starts(colors):
+    config = replace(colors, evaluate=replace(colors.evaluate, every=1))
+    check_evaluation(config)
+    shutil.rmtree(Path(colors.data.root) / "val" / "rgb" / "red")
+    with pytest.raises(
+        ValueError, match=r"val and train of .* differ in classes, so labels would not agree: red; give"
+    ):
+        check_evaluation(config)
+
+
+@needs_dali
+def test_a_split_that_cannot_be_read_is_named_with_its_first_fault(colors):
+    for path in Path(colors.data.root, "val").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no sample of .*val can be read; first: .*000\.png: .*empty"):
+        collect(colors.data, "val", ("rgb",), {"raw": raw_features(("rgb",))}, CPU)
+
+
 def test_a_probe_asks_only_for_what_it_reads(tmp_path, seed):
     """Pre-training may read maps that the val split does not have."""
     rng = np.random.default_rng(seed)
     write_folder(tmp_path, "train", 6, rng)
-    write_colors(tmp_path, "val", 2, rng)
+    for name in ("class0", "class1"):
+        (tmp_path / "val" / "rgb" / name).mkdir(parents=True)
+        (tmp_path / "val" / "rgb" / name / "a.png").write_bytes(encode(rng.integers(0, 80, (40, 40, 3), np.uint8)))
     config = tiny(
         tmp_path / "run", data={"source": "folder", "root": str(tmp_path)}, evaluate={"every": 1, "neighbors": 6}
     )

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from omnitrunk.engine import train as loop
+from omnitrunk.engine.adamw import AdamW
 from omnitrunk.engine.data import Batch
 from omnitrunk.engine.distributed import World
 from omnitrunk.engine.graphs import CapturedGradients, overwrite, tensors_of
-from omnitrunk.engine.optimizer import AdamW, OptimizerConfig
+from omnitrunk.engine.optimizer import OptimizerConfig
 from omnitrunk.engine.step import compute_gradients, dry_step, train_step
 from omnitrunk.kernels import use
 from omnitrunk.models import MultiMAE, MultiMAEConfig

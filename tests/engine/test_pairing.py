@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from omnitrunk.engine import pairing
-from omnitrunk.engine.optimizer import AdamW, OptimizerConfig
+from omnitrunk.engine.adamw import AdamW
+from omnitrunk.engine.optimizer import OptimizerConfig
 from omnitrunk.models.layers.trunk import Trunk
 from omnitrunk.models.pathway import PathwayConfig, join, merge
 

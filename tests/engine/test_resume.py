@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from omnitrunk.engine import checkpoint
 from omnitrunk.engine.train import train
@@ -77,6 +78,15 @@ def test_a_run_goes_on_with_another_batch_and_more_steps(tmp_path, seed):
     assert train(longer) == 0
     state = checkpoint.read_state(checkpoint.find(tmp_path / "run"))
     assert (state["step"], state["samples_seen"]) == (6, 4 * 8 + 2 * 4)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "model"])
+def test_a_lost_file_of_a_checkpoint_is_one_line(tmp_path, name):
+    train(tiny(tmp_path / "run", steps=2))
+    (checkpoint.find(tmp_path / "run") / f"{name}.safetensors").unlink()
+    said = rf"step-00000002 is damaged: {name}\.safetensors: there is no such file; delete it to use the one before"
+    with pytest.raises(ValueError, match=said):
+        train(tiny(tmp_path / "run", steps=4))
 
 
 def test_the_window_of_the_log_is_part_of_the_checkpoint(tmp_path, seed, monkeypatch):

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from omnitrunk.engine.data import Batch
 from omnitrunk.engine.drawing.colors import class_colors, oklch_to_srgb, scale_colors
 from omnitrunk.engine.drawing.sheet import Panel, compose
-from omnitrunk.engine.drawing.show import HIDDEN, draw_sheet, reconstruct
+from omnitrunk.engine.drawing.show import HIDDEN, draw_sheet, reconstruct, rows_of
 from omnitrunk.models import MultiMAE
 from tests.engine.data_files import write_folder
 from tests.engine.tiny import needs_dali, tiny
@@ -93,6 +94,15 @@ def test_the_sheet_has_a_row_per_sample_and_a_block_per_output(tmp_path, seed):
     assert compose(panels[:1]).width < compose(panels[:2]).width
     named, numbered = compose(panels, ["a class with a name"] * 9), compose(panels)
     assert not np.array_equal(named, numbered)
+
+
+def test_a_sheet_has_no_more_rows_than_the_split_has_samples(tmp_path, seed):
+    write_folder(tmp_path / "data", "val", 4, np.random.default_rng(seed), height=40, width=56)
+    config = tiny(tmp_path, data={"source": "folder", "root": str(tmp_path / "data")})
+    assert [rows_of(config, asked) for asked in (None, 1, 4)] == [4, 1, 4]
+    assert rows_of(tiny(tmp_path), None) == 6 and rows_of(tiny(tmp_path), 64) == 64
+    with pytest.raises(ValueError, match=r"--samples 5 is more than the 4 samples of .*val"):
+        rows_of(config, 5)
 
 
 def lightness(colors):

@@ -5,11 +5,13 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
+from omnitrunk.engine import hooks
 from omnitrunk.engine import train as loop
 from omnitrunk.engine.build import build
 from omnitrunk.engine.config import load
@@ -30,6 +32,26 @@ def states(run):
     """Every number that a step may change."""
     average = run.optimizer.ema or []
     return [t.clone() for t in (*run.model.state_dict().values(), *run.optimizer.state_dict().values(), *average)]
+
+
+@needs_dali
+def test_a_last_evaluation_that_was_cut_short_is_made_by_the_next_call(tmp_path, seed, monkeypatch, capsys):
+    for split, samples in (("train", 16), ("val", 8)):
+        write_folder(tmp_path / "data", split, samples, np.random.default_rng(seed), height=40, width=40)
+    data, measure = {"source": "folder", "root": str(tmp_path / "data")}, {"every": 2, "neighbors": 3}
+    whole, cut = (tiny(tmp_path / name, steps=4, run={"seed": seed}, data=data, evaluate=measure) for name in "ab")
+    assert train(whole) == 0
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(hooks, "write_scores", Mock(side_effect=KeyboardInterrupt))
+        train(cut)
+    scores = [Path(config.run.folder) / "latest" / "evaluation.json" for config in (whole, cut)]
+    assert not scores[1].exists()
+    assert train(cut) == 0
+    assert scores[1].read_text() == scores[0].read_text()
+    lines = [(Path(config.run.folder) / "evaluation.jsonl").read_text() for config in (whole, cut)]
+    assert lines[0] == lines[1] and log_of(whole) == log_of(cut)
+    capsys.readouterr()
+    assert train(cut) == 0 and "is finished" in capsys.readouterr().out
 
 
 @needs_dali

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from omnitrunk.engine.config import load
 from omnitrunk.engine.data import DataConfig, Loader, evaluation_batches, idle_fields
 from omnitrunk.engine.data.decode.crop import spread_anchors, spread_squares
 from omnitrunk.engine.data.decode.decoders import check_together
@@ -143,13 +145,43 @@ def test_segments_are_decoded_and_short_videos_are_bad(config, seed):
         for _ in range(4):
             next(loader)
         (reason,) = loader.faults.named.values()
-    assert reason.startswith("5 video frames are too few for 6 segments: lower data.frames, or set data.frame_sampling")
+    assert reason.startswith(
+        "5 video frames are too few for 6 segments: lower data.frames, or set data.repeat_frames ="
+    )
     with (
         pytest.raises(ValueError, match="too few for 40 segments") as error,
         Loader(replace(config, frames=40), ("video",), seed=seed) as loader,
     ):
         next(loader)
     assert "\n" not in str(error.value)
+
+
+def test_short_videos_show_frames_again_where_that_is_wanted(config, seed):
+    config = replace(config, frame_sampling="segments", repeat_frames=True, frames=12, bad_fraction=0.0)
+    (batch,) = evaluation_batches(config, "val", ("video",), 4)
+    assert batch.positions.tolist() == [0, 1, 2, 3]
+    rule = FrameRule(frames=12, segments=True)
+    for clip, total in zip(batch.tensors["video"], TOTALS, strict=True):
+        assert shown(clip, total) == rule.choose(np.array([total]), np.array([0]))[0, 0].tolist()
+    check_resume(config, "video", seed)
+    with Loader(config, ("video",), seed=seed) as loader:
+        clips = torch.cat([next(loader).tensors["video"] for _ in range(3)])
+        assert not loader.faults.named and not loader.replaced
+    assert clips.shape == (12, 12, SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_segments_of_short_videos_never_fall_and_lie_inside(training, seed):
+    totals = np.repeat(np.arange(1, 40), 50)
+    chosen = FrameRule(frames=32, segments=True, seed=seed if training else None).choose(totals, np.arange(len(totals)))
+    assert chosen.shape == (len(totals), 1, 32)
+    assert (np.diff(chosen) >= 0).all() and (chosen >= 0).all() and (chosen < totals[:, None, None]).all()
+
+
+@pytest.mark.parametrize("name", ["ssv2", "ek100"])
+def test_recipes_of_data_sets_with_short_videos_use_them(name):
+    config = load(Path(__file__).parents[2] / "configs" / f"finetune_omnivore_{name}.toml")
+    assert config.data.frame_sampling == "segments" and config.data.least_frames == 1
 
 
 def test_transparent_clips_are_decoded_as_color(tmp_path, seed):
@@ -196,4 +228,6 @@ def test_options_without_effect_are_named():
         fields <= idle_fields(config, ["rgb"]).keys()
         and fields <= idle_fields(replace(config, source="random"), ["video"]).keys()
     )
-    assert "frame_stride" in idle_fields(DataConfig(frame_sampling="segments"), ["video"])
+    segments = idle_fields(DataConfig(frame_sampling="segments"), ["video"])
+    assert "frame_stride" in segments and "repeat_frames" not in segments
+    assert idle_fields(config, ["video"])["repeat_frames"] == 'data.frame_sampling is "stride"'

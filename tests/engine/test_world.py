@@ -185,7 +185,7 @@ def test_same_world_is_left_alone(world, world_seed):
 def test_another_world_is_refused(world, world_seed):
     with pytest.raises(ValueError, match="another seed; choose another folder"):
         write_world(world, SCENES, world_seed + 1, size=SIZE)
-    with pytest.raises(ValueError, match="another scenes, image_size"):
+    with pytest.raises(ValueError, match="another number of scenes, image_size"):
         write_world(world, SCENES + 1, world_seed, size=SIZE + 2)
 
 

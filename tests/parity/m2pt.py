@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnitrunk.engine.optimizer import AdamW, OptimizerConfig
+from omnitrunk.engine.adamw import AdamW
+from omnitrunk.engine.optimizer import OptimizerConfig
 from omnitrunk.engine.pairing import pair
 from omnitrunk.kernels import pathway_linear
 from omnitrunk.models import Classifier, ClassifierConfig

@@ -48,7 +48,7 @@ def verify_video(data: bytes, device: torch.device | str | None = None, *, least
     if clip.frames < least_frames:
         raise BadFile(
             f"{clip.frames} video frames are too few for {least_frames} segments: lower data.frames, or set "
-            'data.frame_sampling = "stride", which repeats the last one'
+            "data.repeat_frames = true, which shows some of them again"
         )
     return clip
 
