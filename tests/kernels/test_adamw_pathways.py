@@ -86,7 +86,8 @@ def test_pathways_run_like_torch_optim_on_gradients_written_out(backend, max_nor
     for place, (param, peer) in enumerate(zip(state["params"], peers, strict=True)):
         # Where a gradient is about eps, rounding decides its direction: rare, and by a step at most.
         off = (param.double() - peer.detach()).abs()
-        assert off.median() < 1e-6 and off.max() < 5e-3, f"params[{place}]"
+        close = 1e-6 if off.numel() > 1 else 1e-5  # a scale is its own median
+        assert off.median() < close and off.max() < 5e-3, f"params[{place}]"
         assert (state["emas"][place].double() - averages[place]).abs().max() < 1e-4
         assert torch.equal(casts[place], param.half())
     assert_effective(state["params"], pathways)
