@@ -10,7 +10,7 @@ from omnitrunk.engine.check import check
 from omnitrunk.engine.config import load
 from omnitrunk.engine.data import Loader
 from omnitrunk.engine.doctor import report
-from omnitrunk.engine.estimate import estimate
+from omnitrunk.engine.estimate import estimate, tokens_per_sample
 from omnitrunk.engine.hardware import GPUS, gpu_named
 from omnitrunk.kernels import dispatch, use
 from omnitrunk.models import MultiMAE
@@ -23,6 +23,14 @@ def test_the_published_recipe():
     text = check(load(ROOT / "configs" / "multimae_b.toml"), gpus=8, gpu="h200")
     assert "97.92 M parameters" in text.splitlines()[0]  # those of the release
     assert "predicted" in text and "8 x h200" in text and "data.root is not set" in text
+
+
+def test_a_sample_of_a_joint_run_has_as_many_tokens_as_the_mean_over_its_data_sets():
+    config = load(ROOT / "configs" / "omnivore_b.toml")
+    picture, clip = 56 * 56, 16 * 56 * 56
+    assert tokens_per_sample(config, {"image": 6.0, "video": 2.0, "rgbd": 1.0}) == (7 * picture + 2 * clip) / 9
+    alone = load(ROOT / "configs" / "mae_b.toml")
+    assert tokens_per_sample(alone, {"": 4096.0}) == alone.model.keep == 49
 
 
 def test_data_that_is_elsewhere_is_no_obstacle(tmp_path):
