@@ -39,7 +39,8 @@ class AdamW(Optimizer):
     def update(self, lr: float) -> tuple[Tensor, Tensor]:
         """See Optimizer.update."""
         moving = [place for place, param in enumerate(self.params) if param.grad is not None or place in self._derived]
-        cohorts = self._cohorts(moving)
+        resting = [] if len(moving) == len(self.params) else sorted(set(range(len(self.params))).difference(moving))
+        cohorts = self._cohorts(moving, resting)
         if len(cohorts) == 1:
             result = self._advance(cohorts[0], lr, self._config.clip)
         else:
@@ -49,7 +50,7 @@ class AdamW(Optimizer):
                 self._advance(cohort, lr, clip=0)
         for layer in self._paired:
             layer.updated()
-        self._average(sorted(set(range(len(self.params))).difference(moving)), result[1])
+        self._average(resting, result[1])
         return result
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -57,8 +58,9 @@ class AdamW(Optimizer):
         moments = {f"exp_avg.{name}": value for name, value in zip(self.names, self.exp_avg, strict=True)}
         squares = {f"exp_avg_sq.{name}": value for name, value in zip(self.names, self.exp_avg_sq, strict=True)}
         known = [id(count) for count in self._counts]
-        numbers = [self._counts[0].new_tensor(known.index(count)) for count in known]
-        return moments | squares | {"step": torch.stack([*self._counts, *numbers]).view(2, -1).T.contiguous()}
+        updates = torch.stack(self._counts)
+        numbers = updates.new_tensor([known.index(count) for count in known])
+        return moments | squares | {"step": torch.stack([updates, numbers], dim=1)}
 
     def load_state_dict(self, state: dict[str, Tensor], average: dict[str, Tensor] | None) -> None:
         """See Optimizer.load_state_dict."""
@@ -67,17 +69,15 @@ class AdamW(Optimizer):
         counts = {cohort: self._counts[0].new_tensor(updates) for updates, cohort in pairs}
         self._counts = [counts[cohort] for _, cohort in pairs]
 
-    def _cohorts(self, moving: Sequence[int]) -> list[list[int]]:
+    def _cohorts(self, moving: Sequence[int], resting: Sequence[int]) -> list[list[int]]:
         """The places that move, by cohort; those that leave resting ones behind become a cohort of their own."""
         cohorts: dict[int, list[int]] = {}
         for place in moving:
             cohorts.setdefault(id(self._counts[place]), []).append(place)
-        if len(moving) < len(self.params):
-            resting = {id(self._counts[place]) for place in set(range(len(self.params))).difference(moving)}
-            for places in (cohorts[count] for count in cohorts.keys() & resting):
-                count = self._counts[places[0]].clone()
-                for place in places:
-                    self._counts[place] = count
+        for split in cohorts.keys() & {id(self._counts[place]) for place in resting}:
+            count = self._counts[cohorts[split][0]].clone()
+            for place in cohorts[split]:
+                self._counts[place] = count
         return list(cohorts.values())
 
     def _clip(self, moving: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -28,3 +28,17 @@ class Weights(nn.Module):
             parameter = getattr(self, name)
             gradient = torch.randn(parameter.shape, generator=generator)
             parameter.grad = gradient if name in names else None
+
+
+def step_of_torch(expected, theirs, ours, *, lr, clip):
+    """A step of torch's optimizer on a float64 copy, with the gradients of ours; returns their norm before the clip."""
+    for name, parameter in theirs.named_parameters():
+        gradient = getattr(ours, name).grad
+        parameter.grad = None if gradient is None else gradient.double()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in theirs.parameters() if p.grad is not None])
+    if clip:
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip)
+    for group in expected.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    expected.step()
+    return norm.item()

@@ -7,7 +7,7 @@ import torch
 
 from omnitrunk.engine.adamw import AdamW
 from omnitrunk.engine.optimizer import OptimizerConfig
-from tests.engine.small_weights import SHAPES, Weights
+from tests.engine.small_weights import SHAPES, Weights, step_of_torch
 
 
 def moved(seed, steps=30):
@@ -26,17 +26,9 @@ def test_updates_are_those_of_torch_for_parameters_that_rest_or_begin_late(clip,
     averages = {name: value.detach().clone() for name, value in theirs.named_parameters()}
     for step, names in enumerate(moved(seed)):
         ours.give_gradients(seed + step, names)
-        for name, parameter in theirs.named_parameters():
-            gradient = getattr(ours, name).grad
-            parameter.grad = None if gradient is None else gradient.double()
-        wanted = torch.nn.utils.get_total_norm([p.grad for p in theirs.parameters() if p.grad is not None])
-        if clip:
-            torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip)
-        for group in expected.param_groups:
-            group["lr"] = 0.1 / (step + 1) * group["lr_scale"]
-        expected.step()
+        wanted = step_of_torch(expected, theirs, ours, lr=0.1 / (step + 1), clip=clip)
         norm, skipped = optimizer.update(0.1 / (step + 1))
-        assert not skipped and norm.item() == pytest.approx(wanted.item(), rel=1e-5)
+        assert not skipped and norm.item() == pytest.approx(wanted, rel=1e-5)
         for name, parameter in theirs.named_parameters():
             averages[name].lerp_(parameter.detach(), 0.1)
     for place, (name, parameter) in enumerate(theirs.named_parameters()):

@@ -10,7 +10,7 @@ from omnitrunk.engine.idle import without_effect
 from omnitrunk.engine.optimizer import OptimizerConfig
 from omnitrunk.engine.sgd import SGD
 from omnitrunk.engine.train import train
-from tests.engine.small_weights import Weights
+from tests.engine.small_weights import Weights, step_of_torch
 from tests.engine.test_stages import MODELS, same_when_interrupted, stage
 from tests.engine.tiny import log_of, tiny
 
@@ -26,16 +26,9 @@ def test_updates_are_those_of_torch(clip, seed):
     expected = torch.optim.SGD([group | {"lr": 0.0} for group in theirs.groups()], momentum=0.8)
     for step in range(5):
         ours.give_gradients(seed + step)
-        for name, parameter in theirs.named_parameters():
-            parameter.grad = getattr(ours, name).grad.double()
-        wanted = torch.nn.utils.get_total_norm([p.grad for p in theirs.parameters()])
-        if clip:
-            torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip)
-        for group in expected.param_groups:
-            group["lr"] = 0.1 / (step + 1) * group["lr_scale"]
-        expected.step()
+        wanted = step_of_torch(expected, theirs, ours, lr=0.1 / (step + 1), clip=clip)
         norm, skipped = optimizer.update(0.1 / (step + 1))
-        assert not skipped and norm.item() == pytest.approx(wanted.item(), rel=1e-5)
+        assert not skipped and norm.item() == pytest.approx(wanted, rel=1e-5)
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(getattr(ours, name).double(), parameter, rtol=1e-5, atol=1e-6)
 
